@@ -1,0 +1,5 @@
+"""The one exception that means "the user can fix this": one clear message, exit code 2."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; the message says what was given, what is allowed, what to change."""

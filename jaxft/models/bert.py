@@ -1,0 +1,142 @@
+"""BERT. Source: Devlin et al. 2018; transformers 5.23 `models/bert/modeling_bert.py`."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.nn.encoder import BlockNames, Embeddings, EncoderDims, PostNormBlock, first_token
+from jaxft.nn.fields import Harmless
+from jaxft.nn.layers import Compute, Linear, dropout, split
+from jaxft.nn.stack import Stack
+from jaxft.nn.tokens import Tokens
+
+PREFIX = "bert"
+HARMLESS_FIELDS = {
+    "gradient_checkpointing": Harmless("a memory setting; ours is model.activation_checkpointing"),
+    "position_embedding_type": Harmless("only absolute positions exist", only=("absolute",)),
+    "is_decoder": Harmless("an encoder sees both sides", only=(False,)),
+    "add_cross_attention": Harmless("there is no decoder", only=(False,)),
+}
+UNUSED_TENSORS = {
+    r"cls\..*": "pretraining heads (masked words, next sentence)",
+    r"embeddings\.position_ids": "a constant that old versions saved",
+    r"pooler\..*": "the pooler belongs to the classification head",
+}
+NEW_TENSORS = {r"pooler\..*": "checkpoints trained on masked words alone have no pooler"}
+ARCHITECTURES = {None: "BertModel", "classify": "BertForSequenceClassification"}
+NAMES = BlockNames(
+    query="encoder.layer.{layer}.attention.self.query",
+    key="encoder.layer.{layer}.attention.self.key",
+    value="encoder.layer.{layer}.attention.self.value",
+    out="encoder.layer.{layer}.attention.output.dense",
+    attention_norm="encoder.layer.{layer}.attention.output.LayerNorm",
+    up="encoder.layer.{layer}.intermediate.dense",
+    down="encoder.layer.{layer}.output.dense",
+    output_norm="encoder.layer.{layer}.output.LayerNorm",
+)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The fields of `config.json` that shape the model, with transformers' names and defaults."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    @property
+    def encoder(self) -> EncoderDims:
+        return EncoderDims(
+            vocab=self.vocab_size,
+            positions=self.max_position_embeddings,
+            types=self.type_vocab_size,
+            first_position=0,
+            width=self.hidden_size,
+            heads=self.num_attention_heads,
+            mlp=self.intermediate_size,
+            activation=self.hidden_act,
+            eps=self.layer_norm_eps,
+            dropout=self.hidden_dropout_prob,
+            attention_dropout=self.attention_probs_dropout_prob,
+            std=self.initializer_range,
+        )
+
+    @property
+    def max_length(self) -> int:
+        return self.max_position_embeddings
+
+
+DROPOUT_FIELDS = {
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "classifier_dropout": "classifier_dropout",
+}
+
+
+class Model(nnx.Module):
+    """BERT with the head that `output` names (None: the bare encoder and its pooler)."""
+
+    OUTPUTS = ("classify",)
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        output: str | None = None,
+        num_labels: int = 0,
+        compute: Compute = Compute(),
+        rngs: nnx.Rngs,
+    ):
+        encoder, width, std = dims.encoder, dims.hidden_size, dims.initializer_range
+        self.dims = dims
+        self.embeddings = Embeddings(encoder, compute, rngs=rngs)
+        self.encoder = Stack(
+            lambda rngs: PostNormBlock(encoder, NAMES, compute, rngs=rngs),
+            dims.num_hidden_layers,
+            checkpointing=compute.activation_checkpointing,
+            rngs=rngs,
+        )
+        self.pooler = Linear(
+            width, width, axes=("embed", "heads"), hf="pooler.dense", std=std, rngs=rngs
+        )
+        if output == "classify":
+            classify = Linear(
+                width, num_labels, axes=("embed", None), hf="classifier", std=std, rngs=rngs
+            )
+            self.heads = nnx.Dict({"classify": classify})
+
+    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
+        """Hidden states of the last layer, [B, L, D]."""
+        return self.hidden_states(tokens, key=key)[-1]
+
+    def hidden_states(self, tokens: Tokens, *, key: jax.Array | None = None) -> list[jax.Array]:
+        """What leaves the embeddings and each layer, every one [B, L, D]."""
+        embed_key, layers_key = split(key, 2)
+        x_BLD = self.embeddings(tokens, key=embed_key)
+        last_BLD, all_NBLD = self.encoder(x_BLD, tokens.segments_BL, key=layers_key)
+        return [x_BLD, *all_NBLD[:-1], last_BLD]
+
+    def classify(
+        self, hidden_BLD: jax.Array, tokens: Tokens, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Logits [B, C] of the pooled first token, in float32."""
+        pooled_BD = jnp.tanh(self.pooler(first_token(hidden_BLD, tokens.segments_BL)))
+        pooled_BD = dropout(pooled_BD, self.classifier_dropout, key)
+        return self.heads["classify"](pooled_BD.astype(jnp.float32))
+
+    @property
+    def classifier_dropout(self) -> float:
+        rate = self.dims.classifier_dropout
+        return self.dims.hidden_dropout_prob if rate is None else rate

@@ -1,0 +1,129 @@
+"""What BERT and its relatives are made of: embeddings, a post-norm block, the first token.
+
+Source: Devlin et al. 2018, section 3; transformers 5.23 `BertEmbeddings`, `BertLayer`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.nn.attention import attention
+from jaxft.nn.layers import (
+    ACTIVATIONS,
+    Compute,
+    Embed,
+    LayerNorm,
+    Linear,
+    constrain_rows,
+    dropout,
+    split,
+)
+from jaxft.nn.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """What the checkpoint calls the parts of a block, without `.weight` and `.bias`."""
+
+    query: str
+    key: str
+    value: str
+    out: str
+    attention_norm: str
+    up: str
+    down: str
+    output_norm: str
+
+
+@dataclass(frozen=True)
+class EncoderDims:
+    """Sizes and rates of an encoder, whatever the family's config calls them."""
+
+    vocab: int
+    positions: int
+    types: int
+    """Rows of the token type table; 0 for families without one."""
+    first_position: int
+    """Row of the position table that the first token of a text uses."""
+    width: int
+    heads: int
+    mlp: int
+    activation: str
+    eps: float
+    dropout: float
+    attention_dropout: float
+    std: float
+
+
+class Embeddings(nnx.Module):
+    """Word + position (+ token type) vectors, normalised, with dropout."""
+
+    def __init__(self, dims: EncoderDims, compute: Compute, *, rngs: nnx.Rngs):
+        self.dims, self.dtype = dims, compute.dtype
+
+        def table(rows: int, axis: str | None, name: str) -> Embed:
+            hf = f"embeddings.{name}_embeddings"
+            return Embed(rows, dims.width, axis=axis, hf=hf, std=dims.std, rngs=rngs)
+
+        self.word = table(dims.vocab, "vocab", "word")
+        self.position = table(dims.positions, None, "position")
+        self.type = table(dims.types, None, "token_type") if dims.types else None
+        self.norm = LayerNorm(dims.width, hf="embeddings.LayerNorm", eps=dims.eps)
+
+    def __call__(self, tokens: Tokens, *, key: jax.Array | None) -> jax.Array:
+        x_BLD = self.word(tokens.ids_BL)
+        x_BLD = x_BLD + self.position(tokens.positions_BL + self.dims.first_position)
+        if self.type is not None:
+            x_BLD = x_BLD + self.type(tokens.types_BL)
+        x_BLD = dropout(self.norm(x_BLD).astype(self.dtype), self.dims.dropout, key)
+        return constrain_rows(x_BLD)
+
+
+class PostNormBlock(nnx.Module):
+    """x -> norm(x + attention(x)) -> norm(x + mlp(x)), with dropout before each sum."""
+
+    def __init__(self, dims: EncoderDims, names: BlockNames, compute: Compute, *, rngs: nnx.Rngs):
+        self.dims, self.kernel = dims, compute.attention
+
+        def linear(d_in: int, d_out: int, axes: tuple[str, str], hf: str) -> Linear:
+            return Linear(d_in, d_out, axes=axes, hf=hf, std=dims.std, rngs=rngs)
+
+        self.query = linear(dims.width, dims.width, ("embed", "heads"), names.query)
+        self.key = linear(dims.width, dims.width, ("embed", "heads"), names.key)
+        self.value = linear(dims.width, dims.width, ("embed", "heads"), names.value)
+        self.out = linear(dims.width, dims.width, ("heads", "embed"), names.out)
+        self.attention_norm = LayerNorm(dims.width, hf=names.attention_norm, eps=dims.eps)
+        self.up = linear(dims.width, dims.mlp, ("embed", "mlp"), names.up)
+        self.down = linear(dims.mlp, dims.width, ("mlp", "embed"), names.down)
+        self.output_norm = LayerNorm(dims.width, hf=names.output_norm, eps=dims.eps)
+
+    def __call__(
+        self, x_BLD: jax.Array, segments_BL: jax.Array, *, key: jax.Array | None
+    ) -> jax.Array:
+        dims = self.dims
+        weights_key, attention_key, mlp_key = split(key, 3)
+
+        def heads(x_BLD: jax.Array) -> jax.Array:
+            return x_BLD.reshape(*x_BLD.shape[:2], dims.heads, -1)
+
+        mixed_BLHK = attention(
+            heads(self.query(x_BLD)),
+            heads(self.key(x_BLD)),
+            heads(self.value(x_BLD)),
+            segments_BL,
+            kernel=self.kernel,
+            rate=dims.attention_dropout,
+            key=weights_key,
+        )
+        mixed_BLD = self.out(mixed_BLHK.reshape(x_BLD.shape))
+        x_BLD = self.attention_norm(x_BLD + dropout(mixed_BLD, dims.dropout, attention_key))
+        hidden_BLF = ACTIVATIONS[dims.activation](self.up(x_BLD))
+        return self.output_norm(x_BLD + dropout(self.down(hidden_BLF), dims.dropout, mlp_key))
+
+
+def first_token(hidden_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
+    """The hidden state of each row's first real token, [B, D], wherever the padding is."""
+    first_B = (segments_BL != 0).argmax(axis=1)
+    return hidden_BLD[jnp.arange(hidden_BLD.shape[0]), first_B]

@@ -1,0 +1,110 @@
+"""Layers whose parameters know their logical axes, their checkpoint name and their kind.
+
+Shape suffixes: B rows, L tokens, D model width, F feed-forward width, H heads, K head width, C classes, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+"""Activation functions by the names `config.json` gives them."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model computes, as opposed to what."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["xla", "cudnn"] = "xla"
+    activation_checkpointing: Literal["none", "full", "dots"] = "none"
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`; the checkpoint holds `weight` as [out, in]."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        *,
+        axes: tuple[str | None, str | None],
+        hf: str,
+        std: float,
+        rngs: nnx.Rngs,
+    ):
+        kernel = std * jax.random.normal(rngs.params(), (d_in, d_out))
+        self.kernel = nnx.Param(
+            kernel, axes=axes, hf=f"{hf}.weight", kind="kernel", transposed=True
+        )
+        self.bias = nnx.Param(jnp.zeros(d_out), axes=axes[1:], hf=f"{hf}.bias", kind="bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation, computed in float32. Source: Ba et al. 2016, section 3."""
+
+    def __init__(self, width: int, *, hf: str, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width), axes=("embed",), hf=f"{hf}.weight", kind="norm")
+        self.bias = nnx.Param(jnp.zeros(width), axes=("embed",), hf=f"{hf}.bias", kind="bias")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        normed = centred * lax.rsqrt(variance + self.eps)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embed(nnx.Module):
+    """A table of vectors, looked up by index."""
+
+    def __init__(
+        self, rows: int, width: int, *, axis: str | None, hf: str, std: float, rngs: nnx.Rngs
+    ):
+        table = std * jax.random.normal(rngs.params(), (rows, width))
+        self.table = nnx.Param(table, axes=(axis, "embed"), hf=f"{hf}.weight", kind="embedding")
+
+    def __call__(self, index_BL: jax.Array) -> jax.Array:
+        return self.table[...][index_BL]
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero each element with probability `rate`, scale up the rest; a `key` of None means deterministic.
+
+    16 random bits decide per element, and the survivors are scaled by the exact keep probability these give.
+    """
+    if key is None or rate == 0.0:
+        return x
+    threshold = round((1.0 - rate) * 2**16)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) < threshold
+    return jnp.where(keep, x * (2**16 / threshold), jnp.zeros_like(x))
+
+
+def split(key: jax.Array | None, n: int) -> list[jax.Array | None]:
+    """`n` keys from one, or `n` times None."""
+    return [None] * n if key is None else list(jax.random.split(key, n))
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Keep rows split over the mesh's `data` and `fsdp` axes; a no-op outside a mesh that has them."""
+    if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))

@@ -1,0 +1,60 @@
+"""Layers of one kind, stacked along a leading axis and run by one scan, so that depth costs nothing to compile."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax import lax
+
+from jaxft.nn.layers import constrain_rows
+
+
+class Stack(nnx.Module):
+    """`count` layers built by `layer(rngs)`, whose checkpoint names hold `{layer}`.
+
+    The i-th is layer `start + stride * i` of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        layer: Callable[[nnx.Rngs], nnx.Module],
+        count: int,
+        *,
+        checkpointing: str,
+        rngs: nnx.Rngs,
+        start: int = 0,
+        stride: int = 1,
+    ):
+        self.count = count
+        self.checkpointing = checkpointing
+        self.layers = nnx.vmap(layer)(rngs.split(count))
+        indices = tuple(range(start, start + stride * count, stride))
+        for _, param in nnx.to_flat_state(nnx.state(self.layers, nnx.Param)):
+            param.set_metadata("layers", indices)
+
+    def __call__(
+        self, x_BLD: jax.Array, *args: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the last layer's output and every layer's output, [count, B, L, D].
+
+        The latter costs nothing when the caller drops it. Each layer is called as `layer(x, *args, key)`.
+        """
+        graph, state = nnx.split(self.layers)
+        keys = None if key is None else jax.random.split(key, self.count)
+
+        def body(x_BLD: jax.Array, layer: tuple) -> tuple[jax.Array, jax.Array]:
+            weights, key = layer
+            x_BLD = nnx.merge(graph, weights)(x_BLD, *args, key=key)
+            x_BLD = constrain_rows(x_BLD)
+            return x_BLD, x_BLD
+
+        return lax.scan(_checkpoint(body, self.checkpointing), x_BLD, (nnx.to_pure_dict(state), keys))
+
+
+def _checkpoint(body: Callable, mode: str) -> Callable:
+    """Recompute in the backward pass: nothing, all of a layer, or all but its matrix products."""
+    if mode == "none":
+        return body
+    policies = jax.checkpoint_policies
+    policy = {"full": policies.nothing_saveable, "dots": policies.dots_with_no_batch_dims_saveable}
+    return jax.checkpoint(body, prevent_cse=False, policy=policy[mode])

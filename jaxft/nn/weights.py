@@ -1,0 +1,112 @@
+"""What is known about each weight, read off the model that declares it.
+
+Every `nnx.Param` carries `axes`, `hf`, `kind` and, where the file stores `[out, in]`, `transposed`. `walk` turns an
+(abstract) model into one `Weight` per parameter; import, export, sharding, learning rates and the FLOP count are
+derived from these and from nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+from flax import nnx
+
+Kind = Literal["kernel", "embedding", "bias", "norm"]
+Path = tuple[str, ...]
+Tree = dict[str, Any]
+"""A plain nested dict, keyed by the parts of a `Path`: what crosses every jit boundary."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The facts of one parameter; stacked ones have a leading `layers` axis."""
+
+    path: Path
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    hf: str
+    kind: Kind
+    transposed: bool
+    layers: tuple[int, ...]
+    """Checkpoint indices of the stacked layers; empty for a weight that stands alone."""
+    depth: tuple[int, ...]
+    """0 embeddings, i + 1 for layer i, the last layer's for pooler and final norm, one more for heads."""
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.path)
+
+    @property
+    def stacked(self) -> bool:
+        return bool(self.layers)
+
+    @property
+    def in_head(self) -> bool:
+        return self.path[0] == "heads"
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        """Names in the checkpoint, one per stacked layer, without the family's prefix."""
+        return tuple(self.hf.format(layer=i) for i in self.layers) or (self.hf,)
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape of each of those tensors in the file."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return shape[::-1] if self.transposed else shape
+
+
+def walk(model: nnx.Module) -> dict[Path, Weight]:
+    """One `Weight` per parameter of `model`, which may be abstract, in the order of its tree."""
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    facts = {tuple(map(str, path)): (param.shape, param.get_metadata()) for path, param in params}
+    top = max((max(meta["layers"]) + 1 for _, meta in facts.values() if meta.get("layers")), default=0)
+
+    def depth(path: Path, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if layers:
+            return tuple(i + 1 for i in layers)
+        return ({"embeddings": 0, "heads": top + 1}.get(path[0], top),)
+
+    return {
+        path: Weight(
+            path=path,
+            shape=shape,
+            axes=(("layers",) if meta.get("layers") else ()) + meta["axes"],
+            hf=meta["hf"],
+            kind=meta["kind"],
+            transposed=meta.get("transposed", False),
+            layers=meta.get("layers", ()),
+            depth=depth(path, meta.get("layers", ())),
+        )
+        for path, (shape, meta) in facts.items()
+    }
+
+
+def flatten(tree: Tree, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The leaves of a nested dict with their paths."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, (*prefix, str(key)))
+        else:
+            yield (*prefix, str(key)), value
+
+
+def unflatten(leaves: Mapping[Path, Any]) -> Tree:
+    """The nested dict whose `flatten` gives `leaves`."""
+    tree: Tree = {}
+    for path, value in leaves.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = value
+    return tree
+
+
+def map_weights(function: Callable[[Weight], Any], weights: Mapping[Path, Weight]) -> Tree:
+    """A tree like the parameters', holding `function` of each weight."""
+    return unflatten({path: function(weight) for path, weight in weights.items()})

@@ -1,0 +1,230 @@
+"""One optax chain from config and weights: clip, rule, decay, per-layer multipliers, schedule.
+
+Everything is derived from the `Weight`s: what decays, how deep it sits, what is a stack of layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxft.errors import UserError
+from jaxft.nn.weights import Path, Tree, Weight, flatten, map_weights
+from jaxft.schedules import make_schedule
+
+if TYPE_CHECKING:
+    from jaxft.config import Optim
+
+_RULE_KEYS = {
+    "adamw": {"adam_beta1", "adam_beta2", "adam_epsilon"},
+    "adafactor": set(),
+    "lion": {"adam_beta1", "adam_beta2"},
+    "sgd": {"momentum"},
+}
+
+
+def make_optimizer(
+    config: Optim, weights: Mapping[Path, Weight], total_steps: int
+) -> optax.GradientTransformation:
+    """The whole update of the parameters that `weights` describes (float32, a plain nested dict).
+
+    Gradients may have any float dtype; moments are float32. Weight decay is decoupled for every
+    rule.
+
+    Raises:
+        UserError: a setting that contradicts another, or that nothing would read.
+    """
+    multipliers = lr_multipliers(config, weights)
+    stages = [_as_float32()]
+    if config.max_grad_norm is not None:
+        stages.append(_clip_by_global_norm(config.max_grad_norm))
+    stages.append(_rule(config, weights))
+    stages.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask(weights)))
+    if any(np.any(leaf != 1) for leaf in jax.tree.leaves(multipliers)):
+        stages.append(_scale_by(multipliers))
+    stages.append(optax.scale_by_learning_rate(make_schedule(config, total_steps)))
+    return _with_standard_promotion(optax.chain(*stages))
+
+
+def decay_mask(weights: Mapping[Path, Weight]) -> Tree:
+    """True where weight decay applies: kernels and embeddings."""
+    return map_weights(lambda weight: weight.kind in ("kernel", "embedding"), weights)
+
+
+def lr_multipliers(config: Optim, weights: Mapping[Path, Weight]) -> Tree:
+    """Factor of the learning rate for each weight; for a stack float32 of shape [layers, 1, ...].
+
+    The product of `layer_decay ** n` for a weight that sits n below the deepest one,
+    `head_lr_multiplier` in a head, and the factor of every pattern of `lr_multipliers` that
+    matches the whole of its name. Where nothing is set every leaf is 1.0.
+
+    Raises:
+        UserError: a pattern that is no regular expression or matches nothing; a negative factor.
+    """
+    named = _named_factors(config.lr_multipliers, weights)
+    if config.layer_decay == config.head_lr_multiplier == 1 and all(f == 1 for f in named.values()):
+        return map_weights(lambda weight: 1.0, weights)
+    top = max(max(weight.depth) for weight in weights.values())
+
+    def multiplier(weight: Weight) -> float | np.ndarray:
+        factor = named[weight.path] * (config.head_lr_multiplier if weight.in_head else 1.0)
+        factors = [factor * config.layer_decay ** (top - depth) for depth in weight.depth]
+        if not weight.stacked:
+            return factors[0]
+        return np.array(factors, np.float32).reshape(-1, *(1 for _ in weight.shape[1:]))
+
+    return map_weights(multiplier, weights)
+
+
+def learning_rates_by_depth(
+    config: Optim, weights: Mapping[Path, Weight], total_steps: int
+) -> Callable[[int], np.ndarray]:
+    """The highest learning rate at each depth, [depths], of an update; on the host, for logs.
+
+    A depth without weights (frozen ones) has 0.
+    """
+    multipliers = dict(flatten(lr_multipliers(config, weights)))
+    highest = np.zeros(1 + max(max(weight.depth) for weight in weights.values()), np.float32)
+    for path, weight in weights.items():
+        factors = np.broadcast_to(np.ravel(multipliers[path]), len(weight.depth))
+        np.maximum.at(highest, list(weight.depth), factors)
+    # One table at the start: a log line then costs no dispatch and shows what the optimizer used.
+    rates = np.asarray(make_schedule(config, total_steps)(jnp.arange(total_steps + 1)))
+    return lambda step: rates[min(step, total_steps)] * highest
+
+
+def _rule(config: Optim, weights: Mapping[Path, Weight]) -> optax.GradientTransformation:
+    """The direction of the update, before decay and learning rate."""
+    _refuse_unread(config)
+    match config.name:
+        case "adamw":
+            return optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
+        case "lion":
+            return optax.scale_by_lion(config.adam_beta1, config.adam_beta2)
+        case "sgd":
+            return optax.trace(config.momentum) if config.momentum else optax.identity()
+        case "adafactor":
+            # Not scaled by the size of the weights: the schedule gives the rate, as in HF's Trainer
+            whole_tensor = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+            return _per_layer(whole_tensor, weights)
+    raise UserError(f'optim.name = "{config.name}". Allowed: {", ".join(_RULE_KEYS)}.')
+
+
+def _per_layer(
+    rule: optax.GradientTransformation, weights: Mapping[Path, Weight]
+) -> optax.GradientTransformation:
+    """A rule that looks at whole tensors, shown each layer of a stack by itself.
+
+    Its state is a tree like the parameters', with one state of `rule` for each weight; a stack's
+    has a leading `layers` axis.
+    """
+    stacked = map_weights(lambda weight: weight.stacked, weights)
+
+    def init(params: optax.Params) -> optax.OptState:
+        def one(param: jax.Array, stacked: bool) -> optax.OptState:
+            return (jax.vmap(rule.init) if stacked else rule.init)(param)
+
+        return jax.tree.map(one, params, stacked)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        def one(update: jax.Array, stacked: bool, state: Any, param: jax.Array) -> tuple:
+            return (jax.vmap(rule.update) if stacked else rule.update)(update, state, param)
+
+        pairs = jax.tree.map(one, updates, stacked, state, params)
+        first, second = (
+            jax.tree.map(lambda pair, i=i: pair[i], pairs, is_leaf=lambda x: isinstance(x, tuple))
+            for i in (0, 1)
+        )
+        return first, second
+
+    return optax.GradientTransformation(init, update)
+
+
+def _as_float32() -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: optax.tree.cast(updates, jnp.float32))
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """torch's `clip_grad_norm_`, except that a norm that is not finite makes every update NaN.
+
+    Where finite gradients overflow their norm, scaling by 1/inf would turn them into silent zeros.
+    """
+
+    def clip(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        norm = optax.tree.norm(updates)
+        scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+        scale = jnp.where(jnp.isfinite(norm), scale, jnp.nan)
+        return jax.tree.map(lambda update: update * scale, updates)
+
+    return optax.stateless(clip)
+
+
+def _scale_by(multipliers: Tree) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers))
+
+
+def _with_standard_promotion(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """optax mixes ints and floats, which JAX's strict dtype promotion refuses."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
+
+
+def _named_factors(
+    patterns: Mapping[str, float], weights: Mapping[Path, Weight]
+) -> dict[Path, float]:
+    """The product of the factors whose pattern matches the whole of a weight's name."""
+    factors = dict.fromkeys(weights, 1.0)
+    for pattern, factor in patterns.items():
+        if factor < 0:
+            raise UserError(
+                f'optim.lr_multipliers: "{pattern}" has the factor {factor}. Allowed: 0 or more.'
+            )
+        try:
+            matched = [p for p, weight in weights.items() if re.fullmatch(pattern, weight.name)]
+        except re.error as error:
+            raise UserError(
+                f'optim.lr_multipliers: "{pattern}" is no regular expression: {error}.'
+            ) from error
+        if not matched:
+            names = [weight.name for weight in weights.values()]
+            some = "\n  ".join(names[:: max(1, len(names) // 8)])
+            raise UserError(
+                f'optim.lr_multipliers: "{pattern}" matches the whole name of no weight. Some '
+                f"of the {len(names)} names are:\n  {some}\nA part of a name needs .* around it."
+            )
+        for path in matched:
+            factors[path] *= factor
+    return factors
+
+
+def _refuse_unread(config: Optim) -> None:
+    """A setting of another rule would be accepted and ignored."""
+    foreign = set().union(*_RULE_KEYS.values()) - _RULE_KEYS.get(config.name, set())
+    unread = [
+        f"optim.{field.name} = {getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name in foreign and getattr(config, field.name) != field.default
+    ]
+    if unread:
+        allowed = ", ".join(sorted(_RULE_KEYS[config.name])) or "none of these"
+        raise UserError(
+            f'{", ".join(unread)}: optim.name = "{config.name}" does not read it (it reads: '
+            f"{allowed}). Leave it out or choose another optimizer."
+        )

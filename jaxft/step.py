@@ -1,0 +1,143 @@
+"""The training step. Start reading here: everything else prepares its arguments.
+
+Pure functions over plain nested dicts; rng, optimizer and model are arguments. B rows, L tokens, D depths.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from jaxft.nn.tokens import Batch
+from jaxft.nn.weights import Path, Tree, Weight, flatten
+
+
+class TrainState(NamedTuple):
+    """All that an update changes, and the frozen weights it reads."""
+
+    step: jax.Array
+    """int32: how many updates have been made."""
+    params: Tree
+    """Trainable float32 weights."""
+    frozen: Tree
+    opt_state: optax.OptState
+
+
+class Task(Protocol):
+    """What a step needs of a task."""
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """The sum of the losses and the sum of the weights over a batch, both scalars."""
+
+    def predict(self, model: Any, batch: Batch) -> Mapping[str, jax.Array]:
+        """A few numbers per row, each [B, ...]."""
+
+
+Merge = Callable[[Tree], nnx.Module]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    step: jax.Array,
+    *,
+    task: Task,
+    merge: Merge,
+    optimizer: optax.GradientTransformation,
+    depths: "Depths",
+    seed: int,
+    micro_batches: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update: sum the loss over micro-batches, divide once by the global weight, clip, update.
+
+    The update is refused when its loss or gradient is not finite, and from then on, because `step` (the update the
+    host means to make) and `state.step` differ: a bad batch leaves the state as it was before it.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+
+    def loss_sum(params: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return task.loss(merge(join(params, state.frozen)), micro, key)
+
+    def accumulate(sums: tuple, part: tuple) -> tuple[tuple, None]:
+        (loss, weight), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, *part)
+        return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
+
+    if micro_batches == 1:
+        (loss, weight), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, batch, key)
+    else:
+        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        parts = deal(batch, micro_batches), jax.random.split(key, micro_batches)
+        (loss, weight, grads), _ = lax.scan(accumulate, zeros, parts)
+
+    loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(jnp.add, state.params, updates)
+
+    grad_norm = optax.global_norm(grads)
+    accepted = (step == state.step) & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    new = TrainState(state.step + 1, params, state.frozen, opt_state)
+    new = jax.tree.map(lambda after, before: jnp.where(accepted, after, before), new, state)
+    metrics = {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "accepted": accepted,
+        "update_ratio_D": depths.ratio(updates, state.params),
+        "changed_D": depths.changed(new.params, state.params),
+    }
+    return new, metrics
+
+
+def eval_step(params: Tree, batch: Batch, *, task: Task, merge: Merge) -> Mapping[str, jax.Array]:
+    """Per-row predictions with the rows they belong to."""
+    return {**task.predict(merge(params), batch), "rows_B": batch.rows_B}
+
+
+def deal(batch: Batch, hands: int) -> Batch:
+    """[B, ...] -> [hands, B / hands, ...], row i to hand i mod `hands`: a row stays on its device."""
+    return jax.tree.map(lambda x: x.reshape(-1, hands, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def join(trainable: Tree, frozen: Tree) -> Tree:
+    """One parameter tree from the two halves, which share no leaf."""
+    if not frozen:
+        return trainable
+    return {
+        key: join(trainable.get(key, {}), frozen.get(key, {}))
+        if isinstance(trainable.get(key, frozen.get(key)), dict)
+        else trainable.get(key, frozen.get(key))
+        for key in trainable | frozen
+    }
+
+
+class Depths:
+    """Sums over the weights of each depth, for the logs."""
+
+    def __init__(self, weights: Mapping[Path, Weight]):
+        self.weights = weights
+        self.count = 1 + max(depth for weight in weights.values() for depth in weight.depth)
+        sizes = np.zeros(self.count)
+        for weight in weights.values():
+            np.add.at(sizes, list(weight.depth), weight.size / len(weight.depth))
+        self.sizes_D = sizes.astype(np.float32)
+
+    def _sum(self, function: Callable[..., jax.Array], *trees: Tree) -> jax.Array:
+        total_D = jnp.zeros(self.count)
+        for leaves in zip(*(flatten(tree) for tree in trees), strict=True):
+            weight = self.weights[leaves[0][0]]
+            values = function(*(value for _, value in leaves))
+            axes = tuple(range(int(weight.stacked), values.ndim))
+            total_D = total_D.at[jnp.array(weight.depth)].add(values.sum(axes, dtype=jnp.float32))
+        return total_D
+
+    def ratio(self, updates: Tree, params: Tree) -> jax.Array:
+        """|update| / |weight| per depth."""
+        return jnp.sqrt(self._sum(jnp.square, updates) / self._sum(jnp.square, params))
+
+    def changed(self, after: Tree, before: Tree) -> jax.Array:
+        """The share of weights per depth whose stored value an update changed."""
+        return self._sum(jnp.not_equal, after, before) / self.sizes_D

@@ -1,0 +1,27 @@
+"""Tasks, found by name: one file each.
+
+A task's module has `Options` (its config keys), `OUTPUT` (the model head it needs) and `Task`; `classify.py` is the one to read.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+
+from jaxft.errors import UserError
+
+
+def named(name: str) -> ModuleType:
+    """The module of the task `name`.
+
+    Raises:
+        UserError: there is none, with the list of those there are.
+    """
+    known = sorted(module.name for module in iter_modules(__path__))
+    if name not in known:
+        raise UserError(f"task.name={name!r} is no task; there is {', '.join(known)}.")
+    return import_module(f"{__name__}.{name}")
+
+
+def options(name: str) -> type:
+    """The dataclass of a task's own config keys."""
+    return named(name).Options

@@ -1,0 +1,191 @@
+"""Sequence classification and regression: one label, several labels or a number for a text or a pair of texts.
+
+B rows, C classes, L tokens. Source of the losses: transformers 5.23 `ForSequenceClassificationLoss`, `LabelSmoother`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxft import metrics
+from jaxft.errors import UserError
+from jaxft.nn.tokens import Batch
+
+OUTPUT = "classify"
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The config keys of `task` beside its name."""
+
+    problem_type: Literal["auto"] | Problem = field(
+        default="auto", metadata={"help": "what the label column holds; auto reads the data"}
+    )
+    label_separator: str | None = field(
+        default=None, metadata={"help": "splits a cell that holds several labels (multi-label)"}
+    )
+    class_weights: Literal["balanced"] | dict[str, float] | None = field(
+        default=None, metadata={"help": "'balanced', or a factor per label name"}
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "share of the target spread over all labels", "ge": 0, "lt": 1}
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem with its labels; made from the data, or from a `config.json` that records them."""
+
+    problem: Problem
+    labels: tuple[str, ...]
+    weights: tuple[float, ...]
+    label_smoothing: float = 0.0
+    separator: str | None = None
+
+    @classmethod
+    def from_data(cls, options: Options, label: Sequence[Any], known: Sequence[str] = ()) -> "Task":
+        """Reads problem and label names off the training split.
+
+        `known` are the labels of a checkpoint's own head: their order is kept when the data have no others.
+
+        Raises:
+            UserError: one class only, values that are no numbers, weights for labels that are not there.
+        """
+        problem = options.problem_type
+        if problem == "auto":
+            problem = _guess(label, options.label_separator)
+        if problem == "regression":
+            return cls(problem, ("score",), (1.0,))
+        counts = Counter(
+            name for cell in label for name in _names(cell, problem, options.label_separator)
+        )
+        if len(counts) < 2:
+            raise UserError(
+                f"The training labels hold one class only ({', '.join(counts) or 'none'}): there is nothing to learn. "
+                "Is data.label_column the right one?"
+            )
+        labels = _order(counts, known)
+        weights = _class_weights(options.class_weights, labels, counts)
+        return cls(problem, labels, weights, options.label_smoothing, options.label_separator)
+
+    @classmethod
+    def from_config(cls, options: Options, config: Mapping[str, Any]) -> "Task":
+        """The task that an exported `config.json` records."""
+        labels = tuple(config["id2label"][str(i)] for i in range(len(config["id2label"])))
+        ones = (1.0,) * len(labels)
+        return cls(
+            config["problem_type"], labels, ones, options.label_smoothing, options.label_separator
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The fields of `config.json` that record the task."""
+        return {
+            "problem_type": self.problem,
+            "id2label": {str(i): name for i, name in enumerate(self.labels)},
+            "label2id": {name: i for i, name in enumerate(self.labels)},
+        }
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def main_metric(self) -> str:
+        return {"single_label_classification": "accuracy", "regression": "pearson"}.get(
+            self.problem, "micro_f1"
+        )
+
+    def targets(self, label: Sequence[Any], where: Sequence[Any], source: str) -> list[Any]:
+        """What the loss compares with, one entry a row: a class number, 0s and 1s, or a number.
+
+        Raises:
+            UserError: a label that training has not seen, or a number that is none; with `source` and its line.
+        """
+        if self.problem == "regression":
+            return [_number(cell, f"{source}, line {at}") for cell, at in zip(label, where, strict=True)]
+        number = {name: i for i, name in enumerate(self.labels)}
+        rows = [_names(cell, self.problem, self.separator) for cell in label]
+        unseen: dict[str, Any] = {}
+        for names, at in zip(rows, where, strict=True):
+            unseen |= {name: unseen.get(name, at) for name in names if name not in number}
+        if unseen:
+            listed = ", ".join(f"{name!r} (line {at})" for name, at in list(unseen.items())[:5])
+            raise UserError(
+                f"{source}: {len(unseen)} label(s) that training has not seen: {listed}. "
+                f"Known are {', '.join(map(repr, self.labels[:20]))}."
+            )
+        if self.problem == "single_label_classification":
+            return [number[names[0]] for names in rows]
+        return [[float(name in names) for name in self.labels] for names in rows]
+
+    def collate(self, columns: Mapping[str, Sequence], length: int) -> np.ndarray:
+        """Targets of a batch: int32 [B], or float32 [B] or [B, C]."""
+        single = self.problem == "single_label_classification"
+        return np.asarray(columns["target"], np.int32 if single else np.float32)
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Sum of the weighted losses and sum of the weights."""
+        body_key, head_key = (None, None) if key is None else jax.random.split(key)
+        hidden_BLD = model(batch.tokens, key=body_key)
+        losses_B, weights_B = self._losses(
+            model.classify(hidden_BLD, batch.tokens, key=head_key), batch
+        )
+        return (losses_B * weights_B).sum(), weights_B.sum()
+
+    def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Logits, losses and weights of each row."""
+        logits_BC = model.classify(model(batch.tokens), batch.tokens)
+        losses_B, weights_B = self._losses(logits_BC, batch)
+        return {"logits_BC": logits_BC, "losses_B": losses_B, "weights_B": weights_B}
+
+    def _losses(self, logits_BC: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        if self.problem == "regression":
+            return jnp.square(logits_BC[:, 0] - batch.targets), batch.weights_B
+        class_weights_C = jnp.asarray(self.weights, jnp.float32)
+        if self.problem == "multi_label_classification":
+            with jax.numpy_dtype_promotion("standard"):
+                losses_BC = optax.sigmoid_binary_cross_entropy(logits_BC, batch.targets)
+            return (losses_BC * class_weights_C).mean(-1), batch.weights_B
+        logp_BC = jax.nn.log_softmax(logits_BC)
+        picked_B = jnp.take_along_axis(logp_BC, batch.targets[:, None], axis=1)[:, 0]
+        smooth = self.label_smoothing
+        losses_B = -(1 - smooth) * picked_B - smooth * logp_BC.mean(-1)
+        return losses_B, batch.weights_B * class_weights_C[batch.targets]
+
+    def scores(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> dict[str, float]:
+        """Loss and metrics of a split; the main metric right after the loss."""
+        loss = float((outputs["losses_B"] * outputs["weights_B"]).sum() / outputs["weights_B"].sum())
+        logits_BC, truth = outputs["logits_BC"], np.asarray(targets)
+        if self.problem == "regression":
+            return {"loss": loss, **metrics.regression(logits_BC[:, 0], truth)}
+        if self.problem == "multi_label_classification":
+            return {"loss": loss, **metrics.multi_label(_sigmoid(logits_BC), truth, self.labels)}
+        return {"loss": loss, **metrics.classification(logits_BC.argmax(-1), truth, self.labels)}
+
+    def decode(self, logits_C: np.ndarray) -> dict[str, Any]:
+        """`prediction` and `scores` of one row, as `predict` prints them."""
+        if self.problem == "regression":
+            return {"prediction": float(logits_C[0])}
+        single = self.problem == "single_label_classification"
+        share = _softmax(logits_C) if single else _sigmoid(logits_C)
+        scores = {name: float(p) for name, p in zip(self.labels, share, strict=True)}
+        if single:
+            return {"prediction": max(scores, key=scores.__getitem__), "scores": scores}
+        chosen = [name for name, p in scores.items() if p >= metrics.THRESHOLD]
+        return {"prediction": chosen, "scores": scores}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * logits))
