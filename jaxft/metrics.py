@@ -31,11 +31,13 @@ def classification(
     present = np.union1d(predicted, true)
     macro = sk.f1_score(true, predicted, labels=present, average="macro", zero_division=0)
     micro = sk.f1_score(true, predicted, labels=present, average="micro", zero_division=0)
+    # with one class in sight the correlation is 0 by definition, and scikit-learn warns
+    matthews = sk.matthews_corrcoef(true, predicted) if len(present) > 1 else 0.0
     return {
         "accuracy": float(np.mean(predicted == true)),
         "macro_f1": float(macro),
         "micro_f1": float(micro),
-        "matthews": float(sk.matthews_corrcoef(true, predicted)),
+        "matthews": float(matthews),
     }
 
 

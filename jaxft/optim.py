@@ -66,7 +66,7 @@ def lr_multipliers(config: Optim, weights: Mapping[Path, Weight]) -> Tree:
     matches the whole of its name. Where nothing is set every leaf is 1.0.
 
     Raises:
-        UserError: a pattern that is no regular expression or matches nothing; a negative factor.
+        UserError: a pattern that is no regular expression, or matches nothing.
     """
     named = _named_factors(config.lr_multipliers, weights)
     if config.layer_decay == config.head_lr_multiplier == 1 and all(f == 1 for f in named.values()):
@@ -114,7 +114,6 @@ def _rule(config: Optim, weights: Mapping[Path, Weight]) -> optax.GradientTransf
             # Not scaled by the size of the weights: the schedule gives the rate, as in HF's Trainer
             whole_tensor = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
             return _per_layer(whole_tensor, weights)
-    raise UserError(f'optim.name = "{config.name}". Allowed: {", ".join(_RULE_KEYS)}.')
 
 
 def _per_layer(
@@ -192,10 +191,6 @@ def _named_factors(
     """The product of the factors whose pattern matches the whole of a weight's name."""
     factors = dict.fromkeys(weights, 1.0)
     for pattern, factor in patterns.items():
-        if factor < 0:
-            raise UserError(
-                f'optim.lr_multipliers: "{pattern}" has the factor {factor}. Allowed: 0 or more.'
-            )
         try:
             matched = [p for p, weight in weights.items() if re.fullmatch(pattern, weight.name)]
         except re.error as error:
@@ -216,7 +211,7 @@ def _named_factors(
 
 def _refuse_unread(config: Optim) -> None:
     """A setting of another rule would be accepted and ignored."""
-    foreign = set().union(*_RULE_KEYS.values()) - _RULE_KEYS.get(config.name, set())
+    foreign = set().union(*_RULE_KEYS.values()) - _RULE_KEYS[config.name]
     unread = [
         f"optim.{field.name} = {getattr(config, field.name)}"
         for field in dataclasses.fields(config)

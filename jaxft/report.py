@@ -62,7 +62,7 @@ class RunLog:
         self.text(max(keep, 0), "config", "\n".join("    " + line for line in pretty.splitlines()))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, one event. values: flat name -> number (Python, numpy, JAX)."""
+        """One line of metrics.jsonl, one event. values: flat name -> number of any kind."""
         if self._lines is None:
             return
         numbers = {name: _number(value) for name, value in values.items()}

@@ -9,6 +9,7 @@ import json
 import operator
 import sys
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
@@ -32,21 +33,23 @@ SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.g
 def accept(value: Any, hint: Any, must: str = "") -> Any:
     """The value as the type `hint` stores it: 1 becomes 1.0 for a float, a tuple a list.
 
-    Raises: ValueError saying what the type, or the range `must`, allows.
+    Raises: ValueError saying what the type, or the range `must` of its numbers, allows.
     """
-    for member in members(hint):
+    kinds = members(hint)
+    for kind in kinds:
         try:
-            taken = _take(value, member)
+            taken = _take(value, kind)
             break
         except ValueError:
             continue
     else:
-        raise ValueError(f"must be {words(hint)}")
-    if {int, float} <= set(members(hint)) and isinstance(taken, float) and taken >= 1:
-        if taken == 1:
-            raise ValueError("1.0 could mean one or all; write 1 for one, 0.999 for nearly all")
+        whole = int in kinds and isinstance(value, float) and value.is_integer()
+        raise ValueError(f"must be {words(hint)}" + (f"; write {int(value)}" if whole else ""))
+    if {int, float} <= set(kinds) and isinstance(taken, float) and taken >= 1:
         if not taken.is_integer():
             raise ValueError(f"must be {words(hint)}")
+        if taken == 1:
+            raise ValueError("could mean one or all; write 1 for one, 0.999 for nearly all")
         taken = int(taken)
     if not within(taken, must):
         raise ValueError(f"must be {must}")
@@ -58,13 +61,13 @@ def read(text: str, hint: Any, must: str = "") -> Any:
 
     Raises: ValueError as `accept` does.
     """
+    refusals = []
     for candidate in _readings(text, hint):
         try:
-            taken = accept(candidate, hint)
-        except ValueError:
-            continue
-        return accept(taken, hint, must)
-    return accept(_said(text, hint), hint)  # never held by the type: raises what it allows
+            return accept(candidate, hint, must)
+        except ValueError as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
 
 
 def words(hint: Any) -> str:
@@ -73,16 +76,20 @@ def words(hint: Any) -> str:
         return NAMES[hint]
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin in (list, tuple):
-        return f"a list of {words(arguments[0])}"
+        return f"a list, each {words(arguments[0])}"
     if origin is dict:
-        return f"a dict from text to {words(arguments[1])}"
+        return f"a dict of text to {words(arguments[1])}"
     if len(members(hint)) == 1:
         raise TypeError(f"the config's schema does not know the type {hint}")
     parts = [None if member is types.NoneType else member for member in arguments]
     if {int, float} <= set(parts):
         parts = [CountOrShare, *(part for part in parts if part not in (int, float))]
+    choices = [part for part in parts if get_origin(part) is Literal]
+    if len(choices) > 1:
+        merged = Literal[tuple(c for part in choices for c in get_args(part))]  # type: ignore
+        parts = [merged, *(part for part in parts if part not in choices)]
     return " or ".join(words(part) for part in parts)
 
 
@@ -92,22 +99,21 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def within(value: Any, must: str) -> bool:
-    """Whether every number in the value is in a range such as "> 0 and <= 1" or "-1 or >= 1"."""
-    if isinstance(value, Mapping):
-        return all(within(element, must) for element in value.values())
-    if isinstance(value, list | tuple):
-        return all(within(element, must) for element in value)
+    """Whether all numbers in the value are in a range: "> 0 and <= 1", "-1 or >= 1"; "" is any."""
+    if isinstance(value, dict | list | tuple):
+        inner = value.values() if isinstance(value, dict) else value
+        return all(within(element, must) for element in inner)
     if not must or isinstance(value, bool) or not isinstance(value, int | float):
         return True
     return any(
-        all(_holds(value, *bound.split()) for bound in either.split(" and "))
+        all(_holds(value, *clause.split()) for clause in either.split(" and "))
         for either in must.split(" or ")
     )
 
 
-def _holds(value: float, *bound: str) -> bool:
-    sign, limit = bound if len(bound) == 2 else ("==", bound[0])
-    return value == float(limit) if sign == "==" else SIGNS[sign](value, float(limit))
+def _holds(value: float, *clause: str) -> bool:
+    *sign, bound = clause
+    return SIGNS[sign[0]](value, float(bound)) if sign else value == float(bound)
 
 
 def _take(value: Any, member: Any) -> Any:
@@ -116,8 +122,8 @@ def _take(value: Any, member: Any) -> Any:
     if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(accept(item, arguments[0]) for item in value)
     if origin is dict and isinstance(value, Mapping):
-        names = [accept(name, arguments[0]) for name in value]
-        return dict(zip(names, [accept(item, arguments[1]) for item in value.values()]))
+        named, held = arguments
+        return {accept(name, named): accept(item, held) for name, item in value.items()}
     if origin is Literal and any(value == c and type(value) is type(c) for c in arguments):
         return value
     if member is Any:
@@ -171,9 +177,11 @@ def _readings(text: str, hint: Any) -> Iterator[Any]:
 
 def _literal(word: str) -> Any:
     """The JSON or Python value that the word spells, or None where it spells none."""
-    for spell in (json.loads, ast.literal_eval):
-        try:
-            return spell(word)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a regex in a Python string warns about its backslashes
+        for spell in (json.loads, ast.literal_eval):
+            try:
+                return spell(word)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue
     return None

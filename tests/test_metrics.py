@@ -20,7 +20,8 @@ def test_classification_equals_the_library_on_random_answers():
             "matthews": sk.matthews_corrcoef(true, predicted),
         }
     )
-    assert list(scores)[0] == "accuracy" and all(type(value) is float for value in scores.values())
+    assert next(iter(scores)) == "accuracy"
+    assert all(type(value) is float for value in scores.values())
 
 
 def test_a_class_that_the_split_lacks_neither_warns_nor_costs():
@@ -56,7 +57,8 @@ def test_multi_label_without_any_positive_neither_warns_nor_crashes():
     scores = metrics.multi_label(np.zeros((4, 3)), np.zeros((4, 3)), LABELS)
     assert scores == {"micro_f1": 0.0, "macro_f1": 0.0, "accuracy": 1.0}
     one = metrics.multi_label([[0.9], [0.1]], [[1], [1]], ["only"])
-    assert one["micro_f1"] == pytest.approx(2 / 3) and one["accuracy"] == 0.5
+    assert one["micro_f1"] == pytest.approx(2 / 3)
+    assert one["accuracy"] == 0.5
 
 
 def test_regression_equals_the_library():
@@ -99,14 +101,17 @@ def test_the_per_class_table_agrees_with_the_confusion_matrix():
         "support": 3,
         "predicted": 3,
     }
-    assert table[2]["f1"] == 0.0 and table[2]["support"] == 0
+    assert table[2]["f1"] == 0.0
+    assert table[2]["support"] == 0
     multi = metrics.per_class_table([[1, 0, 1]], [[1, 1, 0]], LABELS)
-    assert [row["support"] for row in multi] == [1, 1, 0] and multi[0]["f1"] == 1.0
+    assert [row["support"] for row in multi] == [1, 1, 0]
+    assert multi[0]["f1"] == 1.0
 
 
 def test_pitfall_23_a_run_that_predicts_one_class_only_says_so():
     warning = metrics.one_class_warning([1, 1, 1, 1], [0, 1, 2, 1], LABELS)
-    assert "'delivery' for all 4 rows" in warning and "50.0%" in warning
+    assert "'delivery' for all 4 rows" in warning
+    assert "50.0%" in warning
     for advice in ("learning_rate", "warmup_steps", "seed", "bias correction"):
         assert advice in warning
     assert metrics.one_class_warning([1, 1, 1, 0], [0, 1, 2, 1], LABELS) is None
@@ -116,4 +121,5 @@ def test_pitfall_23_a_run_that_predicts_one_class_only_says_so():
 
 def test_the_main_score_is_the_first_that_is_no_loss():
     assert metrics.main_score({"loss": 0.1, "spearman": 0.8, "mse": 0.2}) == "spearman"
-    assert metrics.main_score({"loss": 0.1}) == "loss" and metrics.main_score({}) is None
+    assert metrics.main_score({"loss": 0.1}) == "loss"
+    assert metrics.main_score({}) is None

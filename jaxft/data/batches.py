@@ -138,8 +138,14 @@ class BatchSource:
     def __len__(self) -> int:
         return self.count
 
+    def empty(self, length: int) -> Batch:
+        """A batch of fillers of this padded length, to compile with."""
+        return self._assemble(np.full(self.plan.batch_size, -1), length)
+
     def __getitem__(self, k: int) -> Batch:
-        rows, length = self.plan[int(k)]
+        return self._assemble(*self.plan[int(k)])
+
+    def _assemble(self, rows: np.ndarray, length: int) -> Batch:
         fetched = np.flatnonzero((rows >= 0) & self.mine)
         # A process whose rows are all fillers still needs the shapes of the targets.
         columns = self.dataset[rows[fetched] if len(fetched) else [0]]

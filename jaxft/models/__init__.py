@@ -44,6 +44,7 @@ class Blueprint:
 
     config: dict[str, Any]
     module: ModuleType
+    compute: Compute
     build: Callable[[jax.Array], nnx.Module]
     """A random model from a key; traced, never run whole when a checkpoint has the weights."""
     abstract: nnx.Module
@@ -73,11 +74,15 @@ class Blueprint:
             )
 
         abstract = nnx.eval_shape(build, jax.random.key(0))
-        return cls(dict(config), module, build, abstract, walk(abstract))
+        return cls(dict(config), module, compute, build, abstract, walk(abstract))
 
     @property
     def dims(self) -> Any:
         return self.abstract.dims  # type: ignore[attr-defined]
+
+    @property
+    def attention_dropout(self) -> float:
+        return getattr(self.dims, self.module.DROPOUT_FIELDS["attention_dropout"])
 
     def match(self, checkpoint: pretrained.Checkpoint, new_head: bool = False) -> pretrained.Match:
         return pretrained.match(

@@ -77,6 +77,10 @@ class Dims:
     def max_length(self) -> int:
         return self.max_position_embeddings
 
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
 
 DROPOUT_FIELDS = {
     "dropout": "hidden_dropout_prob",

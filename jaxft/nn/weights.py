@@ -110,3 +110,16 @@ def unflatten(leaves: Mapping[Path, Any]) -> Tree:
 def map_weights(function: Callable[[Weight], Any], weights: Mapping[Path, Weight]) -> Tree:
     """A tree like the parameters', holding `function` of each weight."""
     return unflatten({path: function(weight) for path, weight in weights.items()})
+
+
+def flops_per_token(weights: Mapping[Path, Weight], length: int) -> float:
+    """Floating-point operations of one update per (padded) token in rows of this length.
+
+    6 per weight of the layers' matrices (2 forward, 4 backward) and 12 * width * length per layer for the attention
+    products. Source: Chowdhery et al. 2022 (PaLM), appendix B.
+    """
+    layers = [weight for weight in weights.values() if weight.stacked and weight.kind == "kernel"]
+    matrices = 6.0 * sum(weight.size for weight in layers)
+    # The output projection of attention is the kernel that reads the heads' axis.
+    outputs = [weight for weight in layers if weight.axes[1] == "heads"]
+    return matrices + sum(12.0 * weight.shape[0] * weight.shape[1] * length for weight in outputs)

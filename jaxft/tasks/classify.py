@@ -14,11 +14,16 @@ import numpy as np
 import optax
 
 from jaxft import metrics
+from jaxft.data import labels as cells
+from jaxft.data.labels import Problem
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch
 
 OUTPUT = "classify"
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+COLUMNS = {"text": "text_column", "text_pair": "text_pair_column", "label": "label_column"}
+"""What a row needs -> the key of `data` that says which column it is."""
+TEXTS = ("text", "text_pair")
+LABEL = "label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,8 @@ class Options:
         default=None, metadata={"help": "'balanced', or a factor per label name"}
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "share of the target spread over all labels", "ge": 0, "lt": 1}
+        default=0.0,
+        metadata={"help": "share of the target spread over all labels", "must": ">= 0 and < 1"},
     )
 
 
@@ -60,19 +66,19 @@ class Task:
         """
         problem = options.problem_type
         if problem == "auto":
-            problem = _guess(label, options.label_separator)
+            problem = cells.guess(label, options.label_separator)
         if problem == "regression":
             return cls(problem, ("score",), (1.0,))
         counts = Counter(
-            name for cell in label for name in _names(cell, problem, options.label_separator)
+            name for cell in label for name in cells.names(cell, problem, options.label_separator)
         )
         if len(counts) < 2:
             raise UserError(
                 f"The training labels hold one class only ({', '.join(counts) or 'none'}): there is nothing to learn. "
                 "Is data.label_column the right one?"
             )
-        labels = _order(counts, known)
-        weights = _class_weights(options.class_weights, labels, counts)
+        labels = cells.order(counts, known)
+        weights = cells.class_weights(options.class_weights, labels, counts)
         return cls(problem, labels, weights, options.label_smoothing, options.label_separator)
 
     @classmethod
@@ -92,9 +98,19 @@ class Task:
             "label2id": {name: i for i, name in enumerate(self.labels)},
         }
 
+    def describe(self) -> str:
+        """The problem in words."""
+        listed = ", ".join(self.labels[:12]) + (", ..." if self.num_labels > 12 else "")
+        words = self.problem.replace("_", " ")
+        return words if self.problem == "regression" else f"{words}, {self.num_labels} labels: {listed}"
+
     @property
     def num_labels(self) -> int:
         return len(self.labels)
+
+    @property
+    def _dtype(self) -> type:
+        return np.int32 if self.problem == "single_label_classification" else np.float32
 
     @property
     def main_metric(self) -> str:
@@ -102,16 +118,35 @@ class Task:
             self.problem, "micro_f1"
         )
 
-    def targets(self, label: Sequence[Any], where: Sequence[Any], source: str) -> list[Any]:
-        """What the loss compares with, one entry a row: a class number, 0s and 1s, or a number.
+    def features(
+        self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
+    ) -> dict[str, list]:
+        """Token ids of each row, its length before it was cut to `max_length`, and its target if it has a label."""
+        texts = [columns[name] for name in TEXTS if name in columns]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        kept = ("input_ids", "token_type_ids")
+        features = {name: encoded[name] for name in kept if name in encoded}
+        features["full_length"] = [
+            len(row.ids) + sum(part.special_tokens_mask.count(0) for part in row.overflowing)
+            for row in encoded.encodings
+        ]
+        if LABEL in columns:
+            features["target"] = self._targets(columns[LABEL], columns["line"], source)
+        return features
+
+    def _targets(self, label: Sequence[Any], where: Sequence[Any], source: str) -> list[Any]:
+        """A class number, 0s and 1s, or a number per row.
 
         Raises:
             UserError: a label that training has not seen, or a number that is none; with `source` and its line.
         """
         if self.problem == "regression":
-            return [_number(cell, f"{source}, line {at}") for cell, at in zip(label, where, strict=True)]
+            return [cells.number(cell, f"{source}, line {at}") for cell, at in zip(label, where, strict=True)]
         number = {name: i for i, name in enumerate(self.labels)}
-        rows = [_names(cell, self.problem, self.separator) for cell in label]
+        rows = [cells.names(cell, self.problem, self.separator) for cell in label]
+        single = self.problem == "single_label_classification"
+        if single and not all(rows):
+            raise UserError(f"{source}, line {where[rows.index([])]}: the label is empty.")
         unseen: dict[str, Any] = {}
         for names, at in zip(rows, where, strict=True):
             unseen |= {name: unseen.get(name, at) for name in names if name not in number}
@@ -121,14 +156,16 @@ class Task:
                 f"{source}: {len(unseen)} label(s) that training has not seen: {listed}. "
                 f"Known are {', '.join(map(repr, self.labels[:20]))}."
             )
-        if self.problem == "single_label_classification":
+        if single:
             return [number[names[0]] for names in rows]
         return [[float(name in names) for name in self.labels] for names in rows]
 
     def collate(self, columns: Mapping[str, Sequence], length: int) -> np.ndarray:
         """Targets of a batch: int32 [B], or float32 [B] or [B, C]."""
-        single = self.problem == "single_label_classification"
-        return np.asarray(columns["target"], np.int32 if single else np.float32)
+        if "target" not in columns:  # rows to predict
+            wide = (self.num_labels,) if self.problem == "multi_label_classification" else ()
+            return np.zeros((len(columns["input_ids"]), *wide), self._dtype)
+        return np.asarray(columns["target"], self._dtype)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Sum of the weighted losses and sum of the weights."""
@@ -169,6 +206,49 @@ class Task:
             return {"loss": loss, **metrics.multi_label(_sigmoid(logits_BC), truth, self.labels)}
         return {"loss": loss, **metrics.classification(logits_BC.argmax(-1), truth, self.labels)}
 
+    def answers(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The class number, the 0s and 1s, or the number that each row is given."""
+        logits_BC = outputs["logits_BC"]
+        if self.problem == "regression":
+            return logits_BC[:, 0]
+        if self.problem == "multi_label_classification":
+            return (_sigmoid(logits_BC) >= metrics.THRESHOLD).astype(np.int64)
+        return logits_BC.argmax(-1)
+
+    def worst(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> list[dict[str, Any]]:
+        """Wrong rows, those with the highest loss first: row, truth, prediction, confidence."""
+        answers, found = self.answers(outputs), []
+        for row in np.argsort(-outputs["losses_B"], kind="stable"):
+            if self.problem == "regression" or np.any(answers[row] != targets[row]):
+                told = {"truth": targets[row], "prediction": answers[row]}
+                shown = {key: _joined(self.readable(value)) for key, value in told.items()}
+                scores = self.decode(outputs["logits_BC"][row]).get("scores")
+                shown |= {"confidence": max(scores.values())} if scores else {}
+                found.append({"row": int(row), **shown})
+        return found
+
+    def readable(self, target: Any) -> Any:
+        """A target as people write it: a label name, a list of them, or a number."""
+        if self.problem == "regression":
+            return float(target)
+        if self.problem == "single_label_classification":
+            return self.labels[int(target)]
+        return [name for name, on in zip(self.labels, target, strict=True) if on]
+
+    def confusion(
+        self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
+    ) -> np.ndarray | None:
+        """Counts [C, C], rows true, columns predicted; None where a row may have several labels or a number."""
+        if self.problem != "single_label_classification":
+            return None
+        return metrics.confusion_matrix(self.answers(outputs), targets, self.labels)
+
+    def warning(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> str | None:
+        """What looks broken in the answers as a whole."""
+        if self.problem != "single_label_classification":
+            return None
+        return metrics.one_class_warning(self.answers(outputs), targets, self.labels)
+
     def decode(self, logits_C: np.ndarray) -> dict[str, Any]:
         """`prediction` and `scores` of one row, as `predict` prints them."""
         if self.problem == "regression":
@@ -180,6 +260,10 @@ class Task:
             return {"prediction": max(scores, key=scores.__getitem__), "scores": scores}
         chosen = [name for name, p in scores.items() if p >= metrics.THRESHOLD]
         return {"prediction": chosen, "scores": scores}
+
+
+def _joined(value: Any) -> Any:
+    return (", ".join(value) or "none") if isinstance(value, list) else value
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,0 +1,28 @@
+"""Fine-tune all weights of a BERT to sort texts into classes.
+
+    python -m jaxft.train --config=configs/bert_cls.py
+    python -m jaxft.train --config=configs/bert_cls.py --config.data.train=mine.csv \
+        --config.model.pretrained=google-bert/bert-base-uncased
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+DATA = Path(__file__).parent / "data" / "support_tickets"
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.model = {"pretrained": "sentence-transformers/all-MiniLM-L6-v2"}
+    config.task = {"name": "classify"}
+    config.data = {
+        "train": str(DATA / "train.csv"),
+        "validation": str(DATA / "validation.csv"),
+        "test": str(DATA / "test.csv"),
+        "max_length": 128,
+    }
+    config.optim = {"learning_rate": 1e-4, "warmup_steps": 0.1, "weight_decay": 0.01}
+    config.train = {"num_train_epochs": 8.0, "batch_size": 16, "eval_steps": 0.125}
+    config.checkpoint = {"keep_last": 1, "keep_best": 1}
+    return config

@@ -1,0 +1,256 @@
+"""A recipe and the shell's overrides -> one checked, frozen Config; saved and compared again.
+
+A recipe is a Python file with `get_config(arg="")`, which returns the keys that it sets as nested
+dicts or as an ml_collections ConfigDict. What keys there are stands in `schema.py`.
+"""
+
+import dataclasses
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import ml_collections
+
+from jaxft import schema, values
+from jaxft.errors import UserError
+from jaxft.schema import Checkpoint, Config, Data, Mesh, Model, Optim, Train
+
+__all__ = ["Checkpoint", "Config", "Data", "Mesh", "Model", "Optim", "Train"]
+
+TaskOptions = Callable[[str], type]
+# These change where a run is computed and what is kept of it, never what it computes.
+FREE_ON_RESUME = ("mesh.", "checkpoint.", "train.logging_steps", "train.report_to")
+
+
+def load(path: str, arg: str, overrides: Mapping[str, str], task_options: TaskOptions) -> Config:
+    """The config of a recipe file, with the shell's overrides (dotted key -> word) on top.
+
+    `task_options` gives a task's own options, a frozen dataclass, by the task's name.
+    Raises: UserError with everything that is wrong, at once.
+    """
+    return _resolve(_run_recipe(Path(path), arg), overrides, task_options, f"the config {path}")
+
+
+def from_dict(raw: Mapping[str, Any], task_options: TaskOptions) -> Config:
+    """The config that `to_dict` wrote, or any nested dict of keys, checked and completed."""
+    return _resolve(_plain(raw), {}, task_options, "the config")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested dicts that JSON can hold."""
+    return dataclasses.asdict(config)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key -> value; a key that holds a dict is one value."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        inside = isinstance(value, dict)
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if inside else {name: value}
+    return flat
+
+
+def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> its two values, where they differ; None where a task lacks the key."""
+    left, right = flatten(a), flatten(b)
+    pairs = {name: (left.get(name), right.get(name)) for name in left | right}
+    shared = left.keys() & right.keys()
+    return {name: (x, y) for name, (x, y) in pairs.items() if x != y or name not in shared}
+
+
+def resume_conflicts(saved: Config, given: Config) -> list[str]:
+    """The dotted keys that differ and that a resumed run must not change."""
+    return [name for name in differences(saved, given) if not name.startswith(FREE_ON_RESUME)]
+
+
+def steps(value: values.CountOrShare, total: int) -> int:
+    """A number of updates: a count as it is, a share of all rounded up (so that only 0 gives 0)."""
+    # The last factor keeps 0.1 * 30 = 3.0000000000000004 from becoming 4.
+    return value if isinstance(value, int) else math.ceil(value * total * (1 - 1e-12))
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known dotted name that was most likely meant, or None if none is like it."""
+
+    def likeness(candidate: str) -> float:
+        (meant_home, _, meant), (home, _, last) = candidate.rpartition("."), name.rpartition(".")
+        score = SequenceMatcher(None, last, meant).ratio()
+        if len(last) > 1 and last == "".join(word[:1] for word in meant.split("_")):
+            score = max(score, 0.9)  # lr: learning_rate
+        if min(len(last), len(meant)) >= 5 and (last in meant or meant in last):
+            score = max(score, 0.7 + 0.1 * score)  # epochs: num_train_epochs
+        return score + 0.2 * SequenceMatcher(None, home, meant_home).ratio() if score > 0.6 else 0
+
+    best = max(known, key=likeness, default="")
+    return best if best and likeness(best) else None
+
+
+def _run_recipe(path: Path, arg: str) -> dict[str, Any]:
+    """What a recipe file returns, as nested dicts."""
+    if not path.is_file():
+        near = sorted(entry.name for entry in path.parent.glob("*.py"))
+        guess = get_close_matches(path.name, near, n=1)
+        hint = f"; did you mean {path.with_name(guess[0])}?" if guess else ""
+        here = f"; {path.parent} has: {', '.join(near)}" if near and not guess else ""
+        raise UserError(f"there is no recipe file {path}{hint}{here}")
+    if path.suffix != ".py":
+        raise UserError(f"a recipe is a Python file with get_config(), and {path} is no .py file")
+    names: dict[str, Any] = {"__name__": "recipe", "__file__": str(path.resolve())}
+    try:
+        # Not imported: that would leave bytecode beside the user's file, and may read a stale one.
+        exec(compile(path.read_bytes(), str(path), "exec"), names)
+        get_config = names.get("get_config")
+        if not callable(get_config):
+            raise UserError(f"the recipe {path} has no function get_config(arg='')")
+        if arg and not inspect.signature(get_config).parameters:
+            raise UserError(
+                f"the recipe {path} takes no argument, and {arg!r} was given; leave ':{arg}' away"
+            )
+        raw = _plain(get_config(arg) if arg else get_config())
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f" at line {line}" if line else ""
+        raise UserError(
+            f"the recipe {path} failed{where}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"get_config() of {path} must return a ConfigDict or a dict; it returned {_short(raw)}"
+        )
+    return raw
+
+
+def _plain(value: Any) -> Any:
+    """Dicts in place of ConfigDicts; all containers copied."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class _UnknownTask:
+    """Stands in for the options of a task that does not exist, so that the rest can be checked."""
+
+
+def _resolve(
+    raw: dict[str, Any], overrides: Mapping[str, str], task_options: TaskOptions, source: str
+) -> Config:
+    wrong: dict[str, str] = {}  # key -> its problem, in words
+    section = raw.get("task")
+    said = section.get("name") if isinstance(section, Mapping) else None
+    name = overrides.get("task.name", said if isinstance(said, str) else schema.DEFAULT_TASK)
+    try:
+        task = task_options(name)
+    except UserError as problem:
+        task = _UnknownTask
+        wrong["task.name"] = str(problem)
+        raw = {home: value for home, value in raw.items() if home != "task"}
+        overrides = {k: word for k, word in overrides.items() if not k.startswith("task.")}
+
+    homes = schema.sections(task)
+    table = {key.name: key for key in schema.keys(task)}
+    flat = _gather(raw, overrides, homes, table, wrong)
+    parts: dict[str, Any] = {home: {} for home in homes}
+    for name, value in flat.items():
+        home, _, last = name.rpartition(".")
+        try:
+            taken = values.accept(value, table[name].hint, table[name].must)
+            (parts[home] if home else parts)[last] = taken
+        except ValueError as problem:
+            wrong.setdefault(name, f"{name} = {_short(value)}: {problem}")
+    config = Config(**parts | {home: kind(**parts[home]) for home, kind in homes.items()})
+    for names, clash in schema.contradictions(config):
+        if not any(_is_in(name, concerned) for name in wrong for concerned in names):
+            wrong[" ".join(names)] = clash
+    if wrong:
+        count = "1 problem" if len(wrong) == 1 else f"{len(wrong)} problems"
+        raise UserError("\n  ".join([f"{count} in {source}:", *wrong.values()]))
+    return config
+
+
+def _gather(
+    raw: Mapping[str, Any],
+    overrides: Mapping[str, str],
+    homes: Mapping[str, type],
+    table: Mapping[str, schema.Key],
+    wrong: dict[str, str],
+) -> dict[str, Any]:
+    """Dotted key -> what recipe and shell say of it; what is no key goes to `wrong`."""
+    flat: dict[str, Any] = {}
+    for home, value in raw.items():
+        inside = home in homes and isinstance(value, Mapping)
+        flat |= {f"{home}.{k}": v for k, v in value.items()} if inside else {str(home): value}
+    for name in [name for name in flat if name not in table]:
+        wrong[name] = f"{name} = {_short(flat.pop(name))}: {_unknown(name, homes, table)}"
+    for name, word in overrides.items():
+        try:
+            if name in table:
+                flat[name] = values.read(word, table[name].hint, table[name].must)
+            elif not _set_below(flat, name, word, table):
+                raise ValueError(_unknown(name, homes, table))
+        except ValueError as problem:
+            flat.pop(name, None)
+            wrong[name] = f"--config.{name}={word}: {problem}"
+    for pair in schema.EITHER:
+        for one, other in (pair, pair[::-1]):
+            flagged = [name for name in (one, other) if any(_is_in(k, name) for k in overrides)]
+            if flagged == [one] and flat.get(one) is not None:
+                flat[other] = None
+    epochs, limit = "train.num_train_epochs", "train.max_steps"
+    if flat.get(epochs) is None and flat.get(limit) is None:
+        flat[epochs] = schema.DEFAULT_EPOCHS
+    return flat
+
+
+def _is_in(name: str, owner: str) -> bool:
+    return f"{name}.".startswith(f"{owner}.")
+
+
+def _set_below(flat: dict[str, Any], name: str, word: str, table: Mapping[str, schema.Key]) -> bool:
+    """Sets one entry of the key that holds a dict; False where there is no such key."""
+    owner = next((known for known in table if _is_in(name, known)), "")
+    kinds = values.members(table[owner].hint) if owner else ()
+    element = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is dict), None)
+    if element is None:
+        return False
+    below = name.removeprefix(f"{owner}.")
+    # JSON nests by dots; any other dict has regexes for keys, and the dots are theirs.
+    *outer, last = below.split(".") if element is Any else [below]
+    value = values.read(word, element, table[owner].must)
+    target = flat
+    for part in [owner, *outer]:
+        if not isinstance(target.get(part), dict):
+            target[part] = {}
+        target = target[part]
+    target[last] = value
+    return True
+
+
+def _unknown(name: str, homes: Iterable[str], table: Mapping[str, schema.Key]) -> str:
+    """Why there is no such key, what was probably meant, and what there is."""
+    if name in homes:
+        return f"a section; set its keys: {', '.join(k for k in table if _is_in(k, name))}"
+    owner = next((known for known in table if _is_in(name, known)), None)
+    if owner:
+        return f"{owner} is {table[owner].allowed}, with no keys below it"
+    home = name.partition(".")[0]
+    guess = closest(name, [*table] if "." in name else [*table, *homes])
+    inside = [known.partition(".")[2] for known in table if home in homes and _is_in(known, home)]
+    there = f"{home} has: {', '.join(inside)}" if inside else f"there are: {', '.join(homes)}, seed"
+    return f"no such key{f'; did you mean {guess}?' if guess else ''}\n    {there}"
+
+
+def _short(value: Any) -> str:
+    """A value as Python spells it, cut to what fits in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,96 @@
+"""Tokens kept as Arrow between runs, under a key that covers all they were made from."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+
+from jaxft.data.sources import locate, open_saved, opening, quiet
+from jaxft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def content_hash(source: str | Dataset, split: str = "train") -> str:
+    """What a source holds, in 64 hex digits or fewer: a file or folder by its bytes, whatever it is
+    called; a hub id or a `datasets.Dataset` by the fingerprint that datasets keeps.
+    """
+    if isinstance(source, Dataset):
+        return source._fingerprint
+    files, root, split = locate(source, split)
+    if files is None:
+        return open_saved(files, root, source, split)._fingerprint
+    digest = hashlib.sha256()
+    with opening(source):
+        for name in sorted(files.find(root)):
+            with files.open(name, "rb") as handle:
+                content = hashlib.file_digest(handle, "sha256").hexdigest()
+            digest.update(f"{name.removeprefix(root)}\0{content}\0".encode())
+    return digest.hexdigest()
+
+
+def cache_key(**parts: Any) -> str:
+    """64 hex digits for named JSON values: equal parts give an equal key in any order and process.
+
+    Raises: TypeError for a part that is no JSON, since its text could hide a difference.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cached_map(
+    dataset: Dataset,
+    features: Callable[[dict], dict],
+    key: str,
+    cache_dir: str | None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """What ``features`` makes of batches of columns, from ``cache_dir/key`` where that exists.
+
+    One process is the default: tokenizers use all cores from one, and forking after JAX has started
+    its threads can hang.
+
+    Raises: UserError when the cache folder cannot be written.
+    """
+    if cache_dir is None:
+        cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxft", "tokens")
+    folder = Path(cache_dir).expanduser()
+    final = folder / key
+    if final.exists():
+        try:
+            return datasets.load_from_disk(str(final))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("The token cache %s is broken and is made again: %s", final, error)
+            shutil.rmtree(final)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix="making-", dir=folder)
+    except OSError as error:
+        raise UserError(
+            f"The token cache {folder} cannot be written ({error}): give data.cache_dir a folder."
+        ) from None
+    # Made aside and renamed whole: a folder under its key is never half written.
+    with scratch, quiet():
+        made = dataset.map(
+            features,
+            batched=True,
+            remove_columns=dataset.column_names,
+            num_proc=num_proc,
+            cache_file_name=f"{scratch.name}/rows.arrow",
+            load_from_cache_file=False,
+            new_fingerprint=key,
+        )
+        made.save_to_disk(f"{scratch.name}/saved")
+        try:
+            os.rename(f"{scratch.name}/saved", final)
+        except OSError:
+            if not final.exists():  # else another process made the same in the meantime
+                raise
+    return datasets.load_from_disk(str(final))

@@ -1,0 +1,89 @@
+"""Reading the cells of a label column: names, their order, their weights, numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxft.errors import UserError
+
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+def names(cell: Any, problem: str, separator: str | None) -> list[str]:
+    """The label names in one cell; none for an empty one."""
+    if problem == "multi_label_classification":
+        if isinstance(cell, str):
+            cell = cell.split(separator) if separator else [cell]
+        elif not isinstance(cell, Sequence | np.ndarray):
+            cell = [] if cell is None else [cell]
+    else:
+        cell = [cell]
+    return [name for name in map(_name, cell) if name]
+
+
+def _name(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def guess(label: Sequence[Any], separator: str | None) -> Problem:
+    """Lists or a separator mean several labels; numbers that are not all whole mean regression."""
+    if separator is not None or any(isinstance(cell, list | tuple | np.ndarray) for cell in label):
+        return "multi_label_classification"
+    try:
+        numbers = [float(cell) for cell in label]
+    except (TypeError, ValueError):
+        return "single_label_classification"
+    whole = all(number.is_integer() for number in numbers)
+    return "single_label_classification" if whole else "regression"
+
+
+def order(counts: Mapping[str, int], known: Sequence[str]) -> tuple[str, ...]:
+    """The checkpoint's own order, else numbers by value, else names by the alphabet."""
+    if set(counts) <= set(known):
+        return tuple(known)
+    if all(name.lstrip("-").isdigit() for name in counts):
+        return tuple(sorted(counts, key=int))
+    return tuple(sorted(counts))
+
+
+def class_weights(
+    given: Literal["balanced"] | Mapping[str, float] | None,
+    labels: Sequence[str],
+    counts: Mapping[str, int],
+) -> tuple[float, ...]:
+    """A factor per label; balanced ones are rows / (classes * rows of the class), as in scikit-learn.
+
+    Raises:
+        UserError: a factor for a label that the data do not have.
+    """
+    if given is None:
+        return (1.0,) * len(labels)
+    if given == "balanced":
+        total = sum(counts.values())
+        return tuple(total / (len(labels) * max(counts.get(name, 0), 1)) for name in labels)
+    strange = [name for name in given if name not in labels]
+    if strange:
+        raise UserError(
+            f"task.class_weights names {', '.join(map(repr, strange))}; the labels are {', '.join(map(repr, labels))}."
+        )
+    return tuple(float(given.get(name, 1.0)) for name in labels)
+
+
+def number(cell: Any, where: str) -> float:
+    """A finite number.
+
+    Raises:
+        UserError: it is none; `where` says where.
+    """
+    try:
+        number = float(cell)
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: {cell!r} is no number, and the task is regression.") from None
+    if not np.isfinite(number):
+        raise UserError(f"{where}: the label is {number}; a regression label must be a finite number.")
+    return number

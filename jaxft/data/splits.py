@@ -1,0 +1,94 @@
+"""Which rows train and which validate: empty ones dropped, a validation split cut from train."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from datasets import Dataset
+
+from jaxft.data.duplicates import normalised
+from jaxft.errors import UserError
+
+
+def drop_empty(dataset: Dataset, columns: Sequence[str], path: str) -> tuple[Dataset, list[int]]:
+    """The rows with something in each of ``columns``, and the lines of the others.
+
+    None and blank strings are empty; anything else, an empty list of labels too, is not.
+
+    Raises: UserError when no row is left.
+    """
+    empty = np.zeros(len(dataset), bool)
+    for name in columns:
+        values = dataset[name][:]
+        empty |= [v is None or (isinstance(v, str) and not v.strip()) for v in values]
+    if empty.all():
+        raise UserError(
+            f"{path}: none of the {len(dataset)} rows has something in {' and '.join(columns)}. "
+            "Are these the right columns? data.text_column, data.text_pair_column, "
+            "data.label_column name them."
+        )
+    lines = np.asarray(dataset["line"][:])[empty].tolist()
+    return (dataset.select(np.flatnonzero(~empty)) if lines else dataset), lines
+
+
+def cut_validation(dataset: Dataset, size: int | float, seed: int) -> tuple[Dataset, Dataset]:
+    """(train, validation): ``size`` rows, or a share below 1, drawn by content and seed alone.
+
+    Rows of equal (normalised) texts stay together, so that the two sides share none. Where there
+    are labels, each has its share, and a label in validation is in train too; should the labels be
+    all but unique (regression), the draw is plain.
+
+    Raises: UserError when one side would be empty.
+    """
+    n = len(dataset)
+    target = max(1, round(size * n)) if isinstance(size, float) else size
+    texts = [dataset[name][:] for name in ("text", "text_pair") if name in dataset.column_names]
+    labels = dataset["label"][:] if "label" in dataset.column_names else [None] * n
+    equal = defaultdict(list)
+    for row, parts in enumerate(zip(*texts, strict=True)):
+        equal["\0".join(normalised(part or "") for part in parts)].append(row)
+    groups = [equal[text] for text in sorted(equal, key=lambda text: _hash(f"{seed}\0{text}"))]
+    # A class is what the rows of one text are labelled with: one label, or those in conflict.
+    classes: dict[str, list[list[int]]] = defaultdict(list)
+    for rows in groups:
+        classes[json.dumps(sorted({json.dumps(labels[row]) for row in rows}))].append(rows)
+    unique = sum(_count(members) - 1 for members in classes.values()) < target
+    if unique or any(isinstance(label, float) for label in labels):
+        classes = {"": groups}
+    chosen = _draw(classes, target) if 0 < target < n else []
+    if not chosen:
+        raise UserError(
+            f"data.validation_size={size} of {n} rows leaves train or validation without a row. "
+            "Allowed is a share between 0 and 1 or a number of rows below that (rows of equal "
+            "texts are not torn apart); or give data.validation."
+        )
+    return dataset.select(np.setdiff1d(np.arange(n), chosen)), dataset.select(chosen)
+
+
+def _draw(classes: Mapping[str, list[list[int]]], target: int) -> list[int]:
+    """Rows in order: the first groups of each class that fit its share, one row always staying."""
+    most = {name: _count(groups) - 1 for name, groups in classes.items()}
+    total = sum(_count(groups) for groups in classes.values())
+    share = {name: _count(groups) * target / total for name, groups in classes.items()}
+    quota = {name: min(int(share[name]), most[name]) for name in classes}
+    largest_remainder = sorted(classes, key=lambda name: (quota[name] - share[name], name))
+    while (left := target - sum(quota.values())) > 0:
+        for name in [name for name in largest_remainder if quota[name] < most[name]][:left]:
+            quota[name] += 1
+    chosen = []
+    for name, groups in classes.items():
+        for rows in groups:
+            if len(rows) <= quota[name]:
+                quota[name] -= len(rows)
+                chosen += rows
+    return sorted(chosen)
+
+
+def _count(groups: Sequence[Sequence[int]]) -> int:
+    return sum(len(rows) for rows in groups)
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,318 @@
+"""Where the parts meet: config -> model, task, data, mesh, optimizer. Everything else is handed what it needs."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path as FilePath
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxft import models, pretrained, tasks
+from jaxft.config import Config, Model
+from jaxft.data.features import Rows, Split, read_splits, tokenise
+from jaxft.errors import UserError
+from jaxft.models import Blueprint
+from jaxft.nn.layers import Compute
+from jaxft.nn.weights import Path, unflatten
+from jaxft.optim import make_optimizer
+from jaxft.sharding import ROWS, check_divides, make_mesh, state_shardings, weight_shardings
+from jaxft.step import Depths, TrainState, eval_step, train_step
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's architecture, tokenizer and weights come from."""
+
+    config: dict[str, Any]
+    tokenizer: Any
+    checkpoint: pretrained.Checkpoint | None
+    """None: the weights are drawn at random."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The assembled parts of a run."""
+
+    config: Config
+    module: ModuleType
+    """The task's module."""
+    task: Any
+    drawn: Blueprint
+    tokenizer: Any
+    mesh: Mesh
+
+    @cached_property
+    def shardings(self) -> dict[Path, NamedSharding]:
+        return weight_shardings(self.drawn.weights, self.mesh)
+
+    @property
+    def rows(self) -> NamedSharding:
+        """How batches are split."""
+        return NamedSharding(self.mesh, ROWS)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def row_shards(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def hf_config(self) -> dict[str, Any]:
+        """The `config.json` of the model that is being made."""
+        kept = {k: v for k, v in self.drawn.config.items() if k not in ("num_labels", "torch_dtype")}
+        output = self.module.OUTPUT
+        return {**kept, **self.task.config(), "architectures": [self.drawn.module.ARCHITECTURES[output]]}
+
+    @property
+    def abstract_params(self) -> Any:
+        leaves = {
+            path: jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=self.shardings[path])
+            for path, weight in self.drawn.weights.items()
+        }
+        return unflatten(leaves)
+
+    def optimizer(self, total_steps: int) -> optax.GradientTransformation:
+        return make_optimizer(self.config.optim, self.drawn.weights, total_steps)
+
+    def abstract_state(self, optimizer: optax.GradientTransformation) -> TrainState:
+        """The TrainState as shapes with shardings, nothing allocated."""
+        params = self.abstract_params
+        state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, {}, optimizer.init(p)), params)
+        placed = state_shardings(state, self.drawn.weights, self.mesh)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
+        )
+
+    def initial_state(
+        self, optimizer: optax.GradientTransformation, matched: pretrained.Match | None
+    ) -> TrainState:
+        """Weights from the checkpoint straight into their shards, the rest drawn; moments of zero."""
+        weights = self.drawn.weights
+        params = pretrained.read(matched, weights, self.shardings) if matched else {}
+        params |= self.drawn.initialise(set(weights) - set(params), self.shardings, self.config.seed)
+        tree = unflatten({path: params[path] for path in weights})
+        abstract = self.abstract_state(optimizer)
+        places = jax.tree.map(lambda x: x.sharding, abstract)
+        init = jax.jit(optimizer.init, out_shardings=places.opt_state)
+        return TrainState(jax.device_put(jnp.int32(0), places.step), tree, {}, init(tree))
+
+    def train_step(self, optimizer: optax.GradientTransformation) -> Callable:
+        """`step.train_step` of this experiment, jitted; the state is donated."""
+        step = partial(
+            train_step,
+            task=self.task,
+            merge=self.drawn.merge,
+            optimizer=optimizer,
+            depths=Depths(self.drawn.weights),
+            seed=self.config.seed,
+            micro_batches=self.config.train.gradient_accumulation_steps,
+        )
+        places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
+        return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
+
+    def eval_step(self) -> Callable:
+        """`step.eval_step` of this experiment, jitted; every process gets all predictions."""
+        step = partial(eval_step, task=self.task, merge=self.drawn.merge)
+        return jax.jit(step, out_shardings=self.replicated)
+
+
+def open_source(model: Model, say: Say) -> Source:
+    """Config, tokenizer and weights of `model.pretrained`, or the architecture of `model.config`.
+
+    Raises:
+        UserError: something is not there or cannot be read.
+    """
+    if model.pretrained is not None:
+        folder, found = pretrained.locate(model.pretrained)
+        say(f"Model: {found}")
+        checkpoint = pretrained.Checkpoint(folder)
+        config, named = checkpoint.config, model.tokenizer
+    else:
+        checkpoint, named = None, model.tokenizer
+        if isinstance(model.config, str):
+            folder, found = pretrained.locate(model.config)
+            config = pretrained.Checkpoint(folder).config
+            say(f"Model: the architecture of {found}, from scratch")
+        else:
+            config, folder = dict(model.config or {}), None
+            if "model_type" not in config:
+                raise UserError("model.config has no model_type, such as 'bert'.")
+            say(f"Model: a {config['model_type']} from scratch")
+    if named is not None:
+        folder, found = pretrained.locate(named)
+        say(f"Tokenizer: {found}")
+    if folder is None:
+        raise UserError("model.config as a dict needs model.tokenizer (a folder or hub id).")
+    return Source(config, load_tokenizer(folder), checkpoint)
+
+
+def load_tokenizer(folder: FilePath) -> Any:
+    """The fast tokenizer of a folder. Raises UserError when it has none."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{folder} has no tokenizer that can be read: {first}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: no tokenizer.json, and the slow tokenizers are not supported.")
+    return tokenizer
+
+
+def assemble(
+    config: Config, say: Say
+) -> tuple[Experiment, dict[str, Split], pretrained.Match | None]:
+    """A new run's parts, its tokenised splits, and which tensors serve which weights.
+
+    Raises:
+        UserError: whatever is wrong with model, data or mesh, before anything is written.
+    """
+    module = tasks.named(config.task.name)
+    mesh = make_mesh(vars(config.mesh))
+    source = open_source(config.model, say)
+    models.family(source.config)
+    rows = read_splits(config.data, module.COLUMNS, module.TEXTS, config.seed, say)
+    known = _known_labels(source.config)
+    task = module.Task.from_data(config.task, rows["train"].dataset[module.LABEL][:], known)
+    say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
+    drawn = _draw(config.model, source.config, module, task, say)
+    _check_head(source, drawn, task, known, config.model.new_head)
+    experiment = Experiment(config, module, task, drawn, source.tokenizer, mesh)
+    matched = drawn.match(source.checkpoint, config.model.new_head) if source.checkpoint else None
+    _say_match(matched, say)
+    _check_lengths(experiment)
+    train = config.train
+    check_divides(
+        mesh,
+        heads=drawn.dims.heads,
+        batch_size=train.batch_size,
+        micro_batches=train.gradient_accumulation_steps,
+    )
+    return experiment, tokenise_splits(experiment, rows), matched
+
+
+def reopen(saved: Mapping[str, Any], model_folder: FilePath, say: Say = print) -> Experiment:
+    """The experiment of a workdir, from its saved config and its `model/` folder, on this machine's devices."""
+    from jaxft.config import from_dict
+
+    config = from_dict(saved, tasks.options)
+    module = tasks.named(config.task.name)
+    hf_config = json.loads((model_folder / "config.json").read_text())
+    task = module.Task.from_config(config.task, hf_config)
+    drawn = _draw(config.model, hf_config, module, task, say)
+    mesh = make_mesh({"data": -1})
+    return Experiment(config, module, task, drawn, load_tokenizer(model_folder), mesh)
+
+
+def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows]) -> dict[str, Split]:
+    """Each split as the model sees it."""
+    data, task, tokenizer = experiment.config.data, experiment.task, experiment.tokenizer
+    return {name: tokenise(part, task, tokenizer, data) for name, part in rows.items()}
+
+
+def _draw(
+    model: Model, hf_config: Mapping[str, Any], module: ModuleType, task: Any, say: Say
+) -> Blueprint:
+    rates = ("dropout", "attention_dropout", "classifier_dropout")
+    draw = partial(
+        Blueprint.draw,
+        hf_config,
+        output=module.OUTPUT,
+        num_labels=task.num_labels,
+        dropouts={name: rate for name in rates if (rate := getattr(model, name)) is not None},
+    )
+    dtype = choose_dtype(model.dtype, jax.devices()[0])
+    first = draw(compute=Compute(dtype, activation_checkpointing=model.activation_checkpointing))
+    attention = choose_attention(model.attention, dtype, first.attention_dropout, jax.devices()[0])
+    say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")
+    return draw(compute=replace(first.compute, attention=attention))
+
+
+def choose_dtype(wanted: str, device: jax.Device) -> Any:
+    """bfloat16 where the hardware multiplies it fast (TPU, GPU since Ampere), else float32."""
+    if wanted != "auto":
+        return wanted
+    if device.platform == "tpu":
+        return "bfloat16"
+    if device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= 8.0:
+        return "bfloat16"
+    return "float32"
+
+
+def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device) -> Any:
+    """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or refused."""
+    obstacles = []
+    if device.platform != "gpu":
+        obstacles.append(f"a {device.platform} device")
+    if dtype != "bfloat16":
+        obstacles.append(f"{dtype} computation")
+    if dropout:
+        obstacles.append(f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)")
+    if wanted == "auto":
+        return "xla" if obstacles else "cudnn"
+    if wanted == "cudnn" and obstacles:
+        raise UserError(f"model.attention='cudnn' cannot do {' or '.join(obstacles)}; use 'xla' or 'auto'.")
+    return wanted
+
+
+def _known_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The label names a checkpoint states; none where they are only numbered."""
+    names = config.get("id2label") or {}
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    return () if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered
+
+
+def _check_head(
+    source: Source, drawn: Blueprint, task: Any, known: tuple[str, ...], new_head: bool
+) -> None:
+    """A head trained on other labels must not be taken for one of these."""
+    if source.checkpoint is None or new_head or not known:
+        return
+    heads = [name for w in drawn.weights.values() if w.in_head for name in w.hf_names]
+    if all(name in source.checkpoint.tensors for name in heads) and tuple(task.labels) != known:
+        raise UserError(
+            f"The checkpoint's head knows the labels {', '.join(known[:10])}; the data hold "
+            f"{', '.join(task.labels[:10])}. Rename the data's labels, or start a fresh head with model.new_head=true."
+        )
+
+
+def _check_lengths(experiment: Experiment) -> None:
+    dims, tokenizer = experiment.drawn.dims, experiment.tokenizer
+    max_length = experiment.config.data.max_length
+    if max_length > dims.max_length:
+        raise UserError(
+            f"data.max_length={max_length} is beyond the model's {dims.max_length} positions; use at most that."
+        )
+    if len(tokenizer) > dims.vocab_size:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens, the embedding only {dims.vocab_size} rows: they do not belong "
+            "together. Check model.pretrained and model.tokenizer."
+        )
+
+
+def _say_match(matched: pretrained.Match | None, say: Say) -> None:
+    if matched is None:
+        say("Weights: all initialised at random")
+        return
+    say(f"Weights: {len(matched.tensors)} of {len(matched.tensors) + len(matched.new)} from the checkpoint")
+    for weight in matched.new:
+        say(f"  NEW, initialised at random: {weight.hf} {list(weight.hf_shape)}")
+    reasons: dict[str, list[str]] = {}
+    for name, why in matched.unused.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        say(f"  not used ({why}): {listed}")

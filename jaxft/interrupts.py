@@ -1,0 +1,45 @@
+"""SIGTERM and Ctrl-C: finish the update, save, leave."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Interrupts:
+    """Remembers the first signal instead of dying of it; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        # With several processes jax.distributed takes SIGTERM itself and tells the others.
+        taken = [signal.SIGINT] + ([signal.SIGTERM] if jax.process_count() == 1 else [])
+        for number in taken:
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)  # type: ignore[arg-type]
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def stop(self, step: int) -> bool:
+        """Whether to save and leave after this step; all processes agree."""
+        if jax.process_count() == 1:
+            return self.received is not None
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received is not None

@@ -1,0 +1,149 @@
+"""Turns the metrics of updates into log lines, one update late, so that the device never waits for the host."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft.history import History
+from jaxft.progress import Progress
+from jaxft.report import RunLog
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bfloat16 peaks by the start of `device_kind`. Source: the vendors' data sheets."""
+
+
+class NonFiniteLoss(Exception):
+    """An update was refused: its loss or its gradient is not finite."""
+
+    def __init__(self, step: int, loss: float, grad_norm: float):
+        super().__init__(f"step {step}: loss {loss}, gradient norm {grad_norm}")
+        self.step, self.loss, self.grad_norm = step, loss, grad_norm
+
+
+@dataclass(frozen=True)
+class Work:
+    """What went into one update."""
+
+    examples: int
+    tokens: int
+    flops: float
+
+
+class Recorder:
+    """Takes each update's metrics as they are dispatched; reads those of the update before."""
+
+    def __init__(
+        self,
+        log: RunLog,
+        bar: Progress,
+        history: History,
+        *,
+        every: int,
+        learning_rates: Callable[[int], np.ndarray],
+        sizes_D: np.ndarray,
+    ):
+        self.log, self.bar, self.history, self.every = log, bar, history, every
+        self.learning_rates, self.sizes_D = learning_rates, sizes_D
+        self.train_loss = float("nan")
+        """Mean over the last log line's updates."""
+        kind = jax.devices()[0].device_kind
+        self.peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
+        self._held: tuple[int, Mapping[str, jax.Array], Work] | None = None
+        self._window: list[Work] = []
+        self._window_s = 0.0
+        self._since_s = self._woken_s = time.perf_counter()
+        self._disturbed = True
+
+    def push(self, step: int, metrics: Mapping[str, jax.Array], work: Work) -> None:
+        """Holds the metrics of the update that was just dispatched and reads the one before."""
+        held, self._held = self._held, (step, metrics, work)
+        self.history.host_s += time.perf_counter() - self._woken_s
+        self.history.updates += 1
+        if held is not None:
+            self._read(*held)
+        self._woken_s = time.perf_counter()
+
+    def drain(self) -> None:
+        """Reads what is held: afterwards every update dispatched so far is finished and recorded."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._read(*held)
+        self._woken_s = time.perf_counter()
+
+    def restart_clock(self, counting: bool = False) -> None:
+        """Ends a break: a save, whose time counts as training, or an evaluation, whose time does not."""
+        now = time.perf_counter()
+        if counting:
+            self.history.train_s += now - self._since_s
+        self._since_s = self._woken_s = now
+        self._disturbed = True
+
+    def _read(self, step: int, metrics: Mapping[str, jax.Array], work: Work) -> None:
+        values = jax.tree.map(np.asarray, dict(metrics))  # waits for the update
+        if not values["accepted"]:
+            raise NonFiniteLoss(step, float(values["loss"]), float(values["grad_norm"]))
+        now = time.perf_counter()
+        took_s, self._since_s = now - self._since_s, now
+        history = self.history
+        history.train_s += took_s
+        history.examples += work.examples
+        history.tokens += work.tokens
+        history.losses.append(float(values["loss"]))
+        if not self._disturbed:
+            history.steady_examples += work.examples
+            history.steady_s += took_s
+        self._disturbed = False
+        self._window.append(work)
+        self._window_s += took_s
+        rates = {
+            "examples_per_s": sum(w.examples for w in self._window) / self._window_s,
+            "tokens_per_s": sum(w.tokens for w in self._window) / self._window_s,
+        }
+        self.bar.update(step, loss=history.losses[-1], **rates)
+        if step % self.every == 0:
+            self._write(step, values, rates)
+
+    def _write(self, step: int, values: dict[str, Any], rates: dict[str, float]) -> None:
+        self.train_loss = float(np.mean(self.history.losses))
+        rate_D = self.learning_rates(step - 1)
+        changed = float((values["changed_D"] * self.sizes_D).sum() / self.sizes_D.sum())
+        row = {
+            "train/loss": self.train_loss,
+            "train/learning_rate": float(rate_D.max()),
+            "train/grad_norm": float(values["grad_norm"]),
+            "train/changed_weights": changed,
+            **{f"train/{name}": value for name, value in rates.items()},
+        }
+        if self.peak:
+            flops_per_s = sum(w.flops for w in self._window) / self._window_s
+            row["train/mfu"] = flops_per_s / (self.peak * jax.device_count())
+        if (memory := memory_bytes()) is not None:
+            row["train/memory_bytes"] = memory
+        for depth, (rate, ratio) in enumerate(zip(rate_D, values["update_ratio_D"], strict=True)):
+            row[f"train/learning_rate/depth_{depth:02d}"] = float(rate)
+            row[f"train/update_ratio/depth_{depth:02d}"] = float(ratio)
+        self.log.scalars(step, row)
+        self.history.losses.clear()
+        self._window, self._window_s = [], 0.0
+
+
+def memory_bytes(peak: bool = False) -> int | None:
+    """Bytes in use (or at most so far) on this process's first device; on CPU, of the process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats["peak_bytes_in_use" if peak else "bytes_in_use"]
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak else None

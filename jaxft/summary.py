@@ -1,0 +1,179 @@
+"""What a run tells people: the data before it, scores on the way, the result and the report at its end."""
+
+import io
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft import files, html, report
+from jaxft.config import to_dict
+from jaxft.data import inspection
+from jaxft.data.batches import BatchSource
+from jaxft.data.features import Split
+from jaxft.experiment import Experiment, Say
+from jaxft.history import History
+from jaxft.recorder import NonFiniteLoss, Recorder, memory_bytes
+from jaxft.scoring import Outputs
+from jaxft.workdir import Workdir
+
+WORST = 30
+PACKAGES = ("jaxft", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "grain")
+
+
+def inspect(
+    experiment: Experiment, splits: Mapping[str, Split], total_steps: int, say: Say
+) -> dict[str, Any]:
+    """Shows the data and advice on the settings; returns the report."""
+    config, task = experiment.config, experiment.task
+    texts = experiment.module.TEXTS
+
+    def look(split: Split) -> inspection.Split:
+        columns = [split.rows.dataset[name][:] for name in texts if name in split.rows.dataset.column_names]
+        joined = [" | ".join(parts) for parts in zip(*columns, strict=True)]
+        labels = [task.readable(target) for target in split.targets]
+        return inspection.Split(joined, labels, split.features["full_length"][:])
+
+    found = inspection.inspect(
+        {name: look(split) for name, split in splits.items()}, max_length=config.data.max_length
+    )
+    rows = len(splits["train"])
+    sentences = inspection.advice(
+        found,
+        learning_rate=config.optim.learning_rate,
+        num_train_epochs=total_steps * config.train.batch_size / rows,
+        warmup_steps=config.optim.warmup_steps,
+        batch_size=config.train.batch_size,
+        parameters=sum(weight.size for weight in experiment.drawn.weights.values()),
+        optimizer=config.optim.name,
+        pretrained=config.model.pretrained is not None,
+    )
+    if jax.process_index() == 0:
+        inspection.render(found, sentences)
+    return {**found, "advice": sentences}
+
+
+def log_scores(
+    recorder: Recorder, task: Any, step: int, scores: Mapping[str, float], outputs: Outputs, targets: Any
+) -> None:
+    """Validation scores to the log and above the progress bar, with the gap to training."""
+    row = {f"validation/{name}": value for name, value in scores.items()}
+    if np.isfinite(recorder.train_loss):
+        row["gap/loss"] = scores["loss"] - recorder.train_loss
+    recorder.log.scalars(step, row)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    recorder.bar.say(f"step {step}: validation {shown}")
+    if (warning := task.warning(outputs, targets)) is not None:
+        recorder.bar.say(f"WARNING: {warning}")
+    matrix = task.confusion(outputs, targets)
+    if matrix is not None and recorder.log.enabled:
+        recorder.log.image(step, "validation/confusion", report.confusion_png(matrix, task.labels))
+
+
+def result(
+    experiment: Experiment,
+    history: History,
+    end: int,
+    best: int,
+    found: Mapping[str, tuple[dict[str, float], Outputs]],
+) -> dict[str, Any]:
+    """What `result.json` holds. Rates count from the first batch to the last update, compilation inside, evaluation outside."""
+    busy_s = history.train_s + history.compile_s
+    return {
+        "step": end,
+        "best_step": best,
+        **{name: scores for name, (scores, _) in found.items()},
+        "wall_s": history.wall_s,
+        "compile_s": history.compile_s,
+        "train_s": history.train_s,
+        "examples_per_s": history.examples / busy_s,
+        "tokens_per_s": history.tokens / busy_s,
+        "steady_examples_per_s": history.steady_examples / history.steady_s
+        if history.steady_s
+        else None,
+        "host_ms_per_step": history.host_ms_per_step,
+        "peak_memory_bytes": memory_bytes(peak=True),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "command": " ".join(["python -m jaxft.train", *sys.argv[1:]]),
+    }
+
+
+def write(
+    workdir: Workdir,
+    experiment: Experiment,
+    splits: Mapping[str, Split],
+    result: dict[str, Any],
+    found: Mapping[str, tuple[dict[str, float], Outputs]],
+    inspected: Mapping[str, Any],
+) -> None:
+    """`report.html`, then `result.json`, whose presence means that the run is finished."""
+    task = experiment.task
+    result["baseline"] = {name: inspected["splits"][name]["baseline"] for name in found}
+    name = "test" if "test" in found else "validation"
+    split, outputs = splits[name], found[name][1]
+    texts = [t for t in experiment.module.TEXTS if t in split.rows.dataset.column_names]
+    mistakes = [
+        {**mistake, **{text: split.rows.dataset[mistake["row"]][text] for text in texts}}
+        for mistake in task.worst(outputs, split.targets)[:WORST]
+    ]
+    html.write_report(
+        workdir.file("report.html"),
+        config=to_dict(experiment.config),
+        result=result,
+        metrics=report.read_metrics(workdir.path),
+        confusion=task.confusion(outputs, split.targets),
+        labels=task.labels,
+        mistakes=mistakes,
+        inspection=inspected,
+    )
+    workdir.write_json("result.json", result)
+
+
+def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
+    """What was reached, where it is, what to type next; the result itself on stdout."""
+    say(f"\nDone: {result['step']} steps, best at step {result['best_step']}.")
+    for name in ("validation", "test"):
+        if name in result:
+            scores = ", ".join(f"{key} {value:.4f}" for key, value in result[name].items())
+            base = result.get("baseline", {}).get(name) or {}
+            against = ", ".join(f"{key} {value:.4f}" for key, value in base.items())
+            say(f"  {name:<11}{scores}" + (f"\n{'':13}(commonest answer: {against})" if against else ""))
+    say(f"  {result['examples_per_s']:.1f} examples/s with compilation, report: {workdir.file('report.html')}")
+    say("Next:")
+    say(f"  tensorboard --logdir {workdir}")
+    say(f"  python -m jaxft.predict --workdir={workdir} --input=FILE.csv")
+    say(f"  python -m jaxft.export --workdir={workdir} --output=FOLDER")
+    print(files.dumps(result))
+
+
+def dump_batch(
+    workdir: Workdir, source: BatchSource, split: Split, error: NonFiniteLoss
+) -> str:
+    """Writes the batch of a refused update, arrays and rows, and returns its folder."""
+    folder = workdir.file(f"bad_batch/step-{error.step}")
+    batch = source[error.step - 1]
+    arrays = {**batch.tokens._asdict(), "targets": batch.targets, "weights_B": batch.weights_B}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, rows_B=batch.rows_B)
+    files.write_file(files.join(folder, "batch.npz"), buffer.getvalue())
+    lines = [
+        json.dumps(split.rows.dataset[int(row)], ensure_ascii=False) for row in batch.rows_B if row >= 0
+    ]
+    files.write_file(files.join(folder, "rows.jsonl"), ("\n".join(lines) + "\n").encode())
+    return folder
+
+
+def advise_non_finite(error: NonFiniteLoss, folder: str) -> str:
+    """What to do about a loss that is not finite."""
+    return (
+        f"Update {error.step} was refused: loss {error.loss}, gradient norm {error.grad_norm}. The weights before it are "
+        f"saved; the batch is in {folder}.\nTry, in a new --workdir: a lower optim.learning_rate or more "
+        "optim.warmup_steps; optim.max_grad_norm=1.0; model.dtype=float32; and look at the rows of that batch."
+    )

@@ -1,0 +1,348 @@
+"""`python -m jaxft.train`: fine-tune every weight of a checkpoint, and score it. The algorithm is `Run.loop`."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from math import ceil
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft import config as configs
+from jaxft import flags, summary, tasks
+from jaxft.checkpoint import Checkpoints, check_room
+from jaxft.config import Config
+from jaxft.data.batches import BatchSource, Plan, put, rows_here, stream
+from jaxft.data.features import Split
+from jaxft.errors import UserError
+from jaxft.experiment import Experiment, Say, assemble
+from jaxft.history import History
+from jaxft.interrupts import Interrupts
+from jaxft.nn.weights import flops_per_token
+from jaxft.optim import learning_rates_by_depth
+from jaxft.pretrained import Match
+from jaxft.progress import Progress
+from jaxft.recorder import NonFiniteLoss, Recorder, Work
+from jaxft.report import RunLog
+from jaxft.schema import DEFAULT_EPOCHS
+from jaxft.scoring import Scorer
+from jaxft.sharding import bytes_per_device, start_processes
+from jaxft.step import Depths, TrainState
+from jaxft.workdir import Workdir
+
+LOWER_IS_BETTER = ("loss", "mse", "mae")
+
+
+def main(argv: list[str]) -> None:
+    """The command line: a new run, an unfinished one that goes on, or a finished one's result."""
+    given = flags.train_flags(argv, tasks.options)
+    config = configs.load(given.config, given.arg, given.overrides, tasks.options)
+    start_processes(given.coordinator_address, given.num_processes, given.process_id)
+    leads = jax.process_index() == 0
+    say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
+    count, kind = len(jax.devices()), jax.devices()[0].device_kind
+    say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
+    workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
+    saved = workdir.read_json("config.json")
+    if saved is not None:
+        refuse_other_config(workdir, configs.from_dict(saved, tasks.options), config)
+    result = workdir.read_json("result.json") or train(config, workdir, say)
+    if result is not None and leads:
+        summary.announce(result, workdir, say)
+
+
+def refuse_other_config(workdir: Workdir, saved: Config, given: Config) -> None:
+    """Raises UserError when a run would go on with a config that is not its own."""
+    conflicts = configs.resume_conflicts(saved, given)
+    if conflicts:
+        differ = configs.differences(saved, given)
+        lines = [f"  {key}: the run has {differ[key][0]!r}, given is {differ[key][1]!r}" for key in conflicts]
+        raise UserError(
+            f"{workdir} holds a run with another config:\n" + "\n".join(lines) + "\nOnly mesh, checkpoint and logging "
+            "keys may change. Give the run's own values, or another --workdir."
+        )
+
+
+def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
+    """Runs to the end and returns what `result.json` holds; None when a signal stopped the run.
+
+    Raises:
+        UserError: what the user can mend; whatever was reached is saved before.
+    """
+    experiment, splits, matched = assemble(config, say)
+    run = Run(experiment, splits, workdir, say)
+    run.inspect()
+    run.prepare_workdir()
+    try:
+        state, start = run.begin(matched)
+        steps = run.compile()
+        end, state = run.loop(steps, state, start)
+        return run.finish(state, end) if end is not None else None
+    finally:
+        run.checkpoints.close()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When what happens, in updates."""
+
+    total: int
+    evaluate: int
+    save: int
+    log: int
+
+    @classmethod
+    def of(cls, config: Config, batches_per_epoch: int) -> "Schedule":
+        train = config.train
+        total = train.max_steps or ceil((train.num_train_epochs or DEFAULT_EPOCHS) * batches_per_epoch)
+        evaluate = configs.steps(train.eval_steps, total)
+        save = config.checkpoint.save_steps
+        log = configs.steps(train.logging_steps, total)
+        return cls(total, evaluate, configs.steps(save, total) if save else evaluate, log)
+
+
+@dataclass
+class Run:
+    """One run: its parts, derived once each, and what it does with them."""
+
+    experiment: Experiment
+    splits: dict[str, Split]
+    workdir: Workdir
+    say: Say
+    history: History = field(default_factory=History)
+    began_s: float = field(default_factory=time.perf_counter)
+    inspection: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        return self.experiment.config
+
+    @cached_property
+    def plan(self) -> Plan:
+        data, train = self.config.data, self.config.train
+        lengths, group = self.splits["train"].lengths, data.group_by_length
+        return Plan(lengths, train.batch_size, data.max_length, self.config.seed, group)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.config, self.plan.batches_per_epoch)
+
+    @cached_property
+    def source(self) -> BatchSource:
+        mine = rows_here(self.plan.batch_size, self.experiment.rows)
+        features, collate = self.splits["train"].features, self.experiment.task.collate
+        return BatchSource(self.plan, features, collate, self.schedule.total, mine)
+
+    @cached_property
+    def optimizer(self) -> Any:
+        return self.experiment.optimizer(self.schedule.total)
+
+    @cached_property
+    def abstract(self) -> TrainState:
+        return self.experiment.abstract_state(self.optimizer)
+
+    @cached_property
+    def metric(self) -> str:
+        """The score that decides which checkpoint is best."""
+        return self.config.checkpoint.metric_for_best_model or self.experiment.task.main_metric
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric in LOWER_IS_BETTER
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        keep = self.config.checkpoint
+        return Checkpoints(
+            self.workdir.checkpoints,
+            keep_last=keep.keep_last,
+            keep_best=keep.keep_best,
+            metric=self.metric,
+            lower_is_better=self.lower_is_better,
+            say=self.say,
+        )
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        held_out = {name: split for name, split in self.splits.items() if name != "train"}
+        return Scorer(self.experiment, held_out)
+
+    def inspect(self) -> None:
+        """Shows what the data are and what looks wrong, before anything is spent on them."""
+        self.inspection = summary.inspect(self.experiment, self.splits, self.schedule.total, self.say)
+        places = jax.tree.map(lambda x: x.sharding, self.abstract)
+        params = bytes_per_device(self.abstract.params, places.params) / 1e6
+        moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6
+        axes = ", ".join(f"{axis}={size}" for axis, size in self.experiment.mesh.shape.items())
+        self.say(
+            f"Mesh {axes}; per device {params:,.1f} MB of parameters, as much of gradients, {moments:,.1f} MB of "
+            "optimizer state"
+        )
+
+    def prepare_workdir(self) -> None:
+        """Checks that the run can be written down, and writes what describes it."""
+        if jax.process_index() == 0:
+            self.workdir.prepare()
+            leaves = jax.tree.leaves(self.abstract)
+            keep = self.config.checkpoint
+            check_room(
+                self.workdir.checkpoints.parent,
+                sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+                keep.keep_last + keep.keep_best + 1,
+            )
+            self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
+            self.workdir.write_json("config.json", configs.to_dict(self.config))
+        self.say(f"Writing to {self.workdir}")
+
+    def begin(self, matched: Match | None) -> tuple[TrainState, int]:
+        """The state to start from and how many updates it has behind it."""
+        if not self.checkpoints.steps:
+            return self.experiment.initial_state(self.optimizer, matched), 0
+        abstract = self.abstract
+        optimizer = {"step": abstract.step, "moments": abstract.opt_state}
+        restored = self.checkpoints.restore(abstract.params, optimizer)
+        self.history = History.from_meta(restored.meta)
+        self.say(f"Resuming after step {restored.step} of {self.schedule.total}")
+        moments = restored.optimizer
+        return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step
+
+    def compile(self) -> dict[int, Callable]:
+        """The update for each padded length and the evaluation, so that memory errors come now and not later."""
+        began_s = time.perf_counter()
+        jitted = self.experiment.train_step(self.optimizer)
+        steps = {}
+        with jax.set_mesh(self.experiment.mesh):
+            for length in self.plan.shapes:
+                batch = put(self.source.empty(length), self.experiment.rows)
+                steps[length] = jitted.lower(self.abstract, batch, np.int32(0)).compile()
+        self.scorer.compile(self.abstract.params, "validation")
+        took_s = time.perf_counter() - began_s
+        self.history.compile_s += took_s
+        lengths = ", ".join(map(str, steps))
+        self.say(f"Compiled the update for rows of {lengths} tokens, and evaluation, in {took_s:.1f} s")
+        return steps
+
+    def loop(
+        self, steps: dict[int, Callable], state: TrainState, start: int
+    ) -> tuple[int | None, TrainState]:
+        """Updates until the end; returns the last step (None after a signal) and its state."""
+        with ExitStack() as stack:
+            recorder = self._recorder(start, stack)
+            interrupts = stack.enter_context(Interrupts())
+            batches = stream(self.source, start, self.experiment.rows)
+            try:
+                for step, batch in enumerate(batches, start + 1):
+                    length = batch.tokens.ids_BL.shape[1]
+                    state, metrics = steps[length](state, batch, np.int32(step - 1))
+                    recorder.push(step, metrics, self._work(step, length))
+
+                    last, leaving = step == self.schedule.total, interrupts.stop(step)
+                    scores = None
+                    if last or step % self.schedule.evaluate == 0:
+                        scores = self._evaluate(recorder, state, step)
+                        last = last or self._has_stalled(recorder)
+                    if scores or leaving or step % self.schedule.save == 0:
+                        self._save(recorder, state, step, scores)
+                    if last:
+                        return step, state
+                    if leaving:
+                        self._leave(recorder, interrupts, step)
+                        return None, state
+            except NonFiniteLoss as error:
+                self._save(recorder, state, error.step - 1, None)
+                folder = summary.dump_batch(self.workdir, self.source, self.splits["train"], error)
+                raise UserError(summary.advise_non_finite(error, folder)) from error
+        raise AssertionError("the plan ended before the schedule")
+
+    def finish(self, state: TrainState, end: int) -> dict[str, Any]:
+        """Scores the best weights and writes result.json and report.html."""
+        self.checkpoints.wait()
+        best = self.checkpoints.best or end
+        params = state.params
+        if best != end:
+            self.say(f"Restoring the best checkpoint (step {best})")
+            params = self.checkpoints.restore(self.abstract.params, step=best).params
+        found = {name: self.scorer.scores(params, name) for name in self.splits if name != "train"}
+        self.history.wall_s += time.perf_counter() - self.began_s
+        result = summary.result(self.experiment, self.history, end, best, found)
+        if jax.process_index() == 0:
+            summary.write(
+                self.workdir, self.experiment, self.splits, result, found, self.inspection
+            )
+        return result
+
+    def _recorder(self, start: int, stack: ExitStack) -> Recorder:
+        config, weights = self.config, self.experiment.drawn.weights
+        writes = jax.process_index() == 0
+        saved = configs.to_dict(config)
+        log = RunLog(
+            self.workdir.path, saved, config.train.report_to, start or None, enabled=writes
+        )
+        return Recorder(
+            stack.enter_context(log),
+            stack.enter_context(Progress(self.schedule.total, start, enabled=writes)),
+            self.history,
+            every=self.schedule.log,
+            learning_rates=learning_rates_by_depth(config.optim, weights, self.schedule.total),
+            sizes_D=Depths(weights).sizes_D,
+        )
+
+    def _work(self, step: int, length: int) -> Work:
+        rows, _ = self.plan[step - 1]
+        flops = flops_per_token(self.experiment.drawn.weights, length) * len(rows) * length
+        return Work(int((rows >= 0).sum()), self.plan.tokens(step - 1), flops)
+
+    def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:
+        recorder.drain()
+        scores, outputs = self.scorer.scores(state.params, "validation")
+        if self.metric not in scores:
+            raise UserError(
+                f"checkpoint.metric_for_best_model={self.metric!r} is no score of this task; there is {', '.join(scores)}."
+            )
+        self.history.evaluations.append((step, scores[self.metric]))
+        targets = self.splits["validation"].targets
+        summary.log_scores(recorder, self.experiment.task, step, scores, outputs, targets)
+        recorder.restart_clock()
+        return scores
+
+    def _has_stalled(self, recorder: Recorder) -> bool:
+        patience = self.config.train.early_stopping_patience
+        waited = self.history.without_improvement(self.lower_is_better)
+        if patience is None or waited < patience:
+            return False
+        recorder.bar.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")
+        return True
+
+    def _save(
+        self, recorder: Recorder, state: TrainState, step: int, scores: dict[str, float] | None
+    ) -> None:
+        recorder.drain()
+        self.history.wall_s += time.perf_counter() - self.began_s
+        self.began_s = time.perf_counter()
+        self.checkpoints.save(
+            step,
+            params=state.params,
+            optimizer={"step": state.step, "moments": state.opt_state},
+            meta=self.history.to_meta(),
+            scores=scores,
+        )
+        recorder.log.flush()
+        recorder.restart_clock(counting=True)
+
+    def _leave(self, recorder: Recorder, interrupts: Interrupts, step: int) -> None:
+        self.checkpoints.wait()
+        assert interrupts.received is not None
+        name = interrupts.received.name
+        recorder.bar.say(
+            f"Stopped by {name} after step {step}, which is saved. The same command with --workdir={self.workdir} goes on."
+        )
+        if name == "SIGINT":
+            raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    flags.run(main)
