@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
         "train": str(DATA / "train.csv"),
         "validation": str(DATA / "validation.csv"),
         "test": str(DATA / "test.csv"),
-        "max_length": 128,
+        "max_length": 256,
     }
     config.optim = {"learning_rate": 1e-4, "warmup_steps": 0.1, "weight_decay": 0.01}
     config.train = {"num_train_epochs": 8.0, "batch_size": 16, "eval_steps": 0.125}

@@ -85,11 +85,11 @@ class TrainParser(Parser):
     def _unknown(self, word: str) -> str:
         flag = word.partition("=")[0]
         first, _, rest = flag.lstrip("-").partition(".")
-        if rest and closest(first, ["config"]):
-            return f"unknown flag {flag}; did you mean {PREFIX}{rest}?"
         said = super()._unknown(word)
-        key = closest(flag.lstrip("-"), [key.name for key in self._keys])
-        return f"{said}; did you mean {PREFIX}{key}?" if key and "mean" not in said else said
+        key = rest if closest(first, ["config"]) else None
+        if not key and "did you mean" not in said:
+            key = closest(flag.lstrip("-"), [key.name for key in self._keys])
+        return f"unknown flag {flag}; did you mean {PREFIX}{key}?" if key else said
 
 
 def train_flags(argv: Sequence[str], task_options: TaskOptions) -> Flags:

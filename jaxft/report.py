@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -166,8 +167,10 @@ def confusion_png(matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence
     FigureCanvasAgg(figure)  # no pyplot: its global state leaks figures and needs a backend
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), names, rotation=45 if size <= 12 else 90, fontsize=font)
-    axes.set_yticks(range(size), names, fontsize=font)
+    axes.set_xticks(range(size), names, rotation=45 if size <= 12 else 90)
+    axes.set_yticks(range(size), names)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set(fontsize=font, parse_math=False)  # a $ in a class name is a dollar
     if size <= 12:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
@@ -177,7 +180,9 @@ def confusion_png(matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence
         count = str(counts[row, column])
         axes.text(column, row, count, ha="center", va="center", color=ink, fontsize=font - 1)
     out = io.BytesIO()
-    figure.savefig(out, format="png")
+    with warnings.catch_warnings():  # a name in a script that the font lacks becomes boxes
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(out, format="png")
     return out.getvalue()
 
 

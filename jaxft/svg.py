@@ -52,8 +52,8 @@ class _Axes:
     def holds(self, y: float) -> bool:
         return math.isfinite(y) and (not self.log or y >= self.ticks[0])
 
-    def text(self, y: float, digits: int = 4) -> str:
-        return f"{100 * y:.{digits}g}\u00a0%" if self.percent and math.isfinite(y) else short(y)
+    def text(self, y: float) -> str:
+        return f"{100 * y:.4g}\u00a0%" if self.percent and math.isfinite(y) else short(y)
 
 
 def line_chart(

@@ -35,7 +35,7 @@ def confusion_table(matrix: np.ndarray, labels: Sequence[str]) -> str:
             title = f"{label} → {labels[j]}: {count} of {totals[i]} ({share:.1%})"
             cells.append(f'<td style="background:{back}{ink}" title="{escape(title)}">{count}</td>')
         rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
-    kind = "small" if size > 25 else ""
+    kind = "tiny" if size > 40 else "small" if size > 25 else ""
     drawn = f"<table class='confusion {kind}'><tr><th></th>{head}</tr>{''.join(rows)}</table>"
     wrong = np.where(np.eye(size, dtype=bool), 0, matrix)
     top = [divmod(int(k), size) for k in np.argsort(-wrong, axis=None, kind="stable")[:5]]
@@ -226,6 +226,8 @@ td { white-space: nowrap; }
   border: 1px solid var(--line); }
 .side { display: flex; flex-wrap: wrap; gap: 20px 48px; } .side > * { max-width: 100%; }
 .side ul { padding-left: 18px; }
+.tiny { font-size: 9px; line-height: 1.1; }
+.tiny td { min-width: 11px; height: 11px; font-size: 0; }
 .small { font-size: 10px; } .small td { min-width: 17px; height: 17px; font-size: 8px; }
 .meter { display: inline-block; width: 90px; height: 7px; border-radius: 4px; margin-right: 8px;
   background: var(--line); } .meter i { display: block; height: 100%; border-radius: 4px;
@@ -238,7 +240,7 @@ blockquote { margin: 0 0 6px; padding-left: 12px; border-left: 3px solid var(--l
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12em; overflow-y: auto; }
 .facts, .settings { columns: 320px; column-gap: 14px; margin-top: 14px; }
 .facts > div, .settings > div { break-inside: avoid; margin-bottom: 14px; }
-.facts .all { column-span: all; } .facts ul { margin: 0; padding-left: 20px; }
+.facts .all { column-span: all; margin-top: 14px; } .facts ul { margin: 0; padding-left: 20px; }
 .bars { width: 100%; } .bars td:nth-child(2) { width: 50%; padding-top: 10px; }
 .bars td:last-child { white-space: nowrap; text-align: right; padding-right: 0; }
 .bars i { display: block; height: 8px; min-width: 1px; border-radius: 4px; background: var(--c1); }

@@ -103,7 +103,7 @@ def within(value: Any, must: str) -> bool:
     if isinstance(value, dict | list | tuple):
         inner = value.values() if isinstance(value, dict) else value
         return all(within(element, must) for element in inner)
-    if not must or isinstance(value, bool) or not isinstance(value, int | float):
+    if not must or not isinstance(value, int | float):
         return True
     return any(
         all(_holds(value, *clause.split()) for clause in either.split(" and "))

@@ -254,6 +254,7 @@ def test_json_is_written_whole_and_strict(tmp_path, memory):
 @pytest.mark.parametrize("size", [2, 12, 30, 77])
 def test_a_confusion_picture_has_room_for_every_class(size):
     labels = [f"a rather long class name {index}" for index in range(size)]
+    labels[:2] = ["costs $5^ and $", "返品"]
     png = confusion_png(np.eye(size, dtype=int) * 9, labels)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])

@@ -147,8 +147,8 @@ class BatchSource:
 
     def _assemble(self, rows: np.ndarray, length: int) -> Batch:
         fetched = np.flatnonzero((rows >= 0) & self.mine)
-        # A process whose rows are all fillers still needs the shapes of the targets.
-        columns = self.dataset[rows[fetched] if len(fetched) else [0]]
+        # Where all rows are fillers, one real row still gives the shapes of the targets.
+        columns = self.dataset[rows[fetched] if len(fetched) else [int(self.plan.lengths.argmin())]]
 
         def spread(values: np.ndarray) -> np.ndarray:
             full = np.zeros((len(rows), *values.shape[1:]), values.dtype)

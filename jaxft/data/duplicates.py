@@ -82,7 +82,8 @@ def overlap(
 ) -> dict[str, Any]:
     """How many of the (normalised) ``texts`` are, or nearly are, among the ``known``.
 
-    ``exact`` and ``near`` count rows, each row once; ``examples`` are up to 3 of each kind.
+    ``exact`` and ``near`` count rows, each row once, ``near`` some too few (see CANDIDATES);
+    ``examples`` are up to 3 of each kind.
     """
     place = {text: row for row, text in reversed(list(enumerate(known)))}
     rest = [row for row, text in enumerate(texts) if text not in place]

@@ -157,9 +157,9 @@ def test_a_hub_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
 
 def test_quiet_leaves_the_progress_bars_and_logging_as_they_were():
     before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    with pytest.raises(KeyError), quiet():
+    with quiet():
         assert datasets.are_progress_bars_disabled()
-        raise KeyError
+        assert datasets.logging.get_verbosity() > before[1]
     assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
 
 
@@ -250,7 +250,7 @@ def test_a_text_column_of_numbers_in_parquet_is_refused(tmp_path):
 
 def test_a_missing_file_names_its_neighbours_and_a_plain_folder_its_files(write, tmp_path):
     write("train.csv", HEADED)
-    with pytest.raises(UserError, match="no such file or folder. Close to it there: train.csv"):
+    with pytest.raises(UserError, match=r"no such file or folder\. Close to it there: train\.csv"):
         read(str(tmp_path / "trian.csv"), BOTH)
     with pytest.raises(UserError, match="Nothing there is called so"):
         read(str(tmp_path / "no" / "such.csv"), BOTH)
