@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft import models, pretrained, tasks
-from jaxft.config import Config, Model
+from jaxft.checkpoint import Checkpoints
+from jaxft.config import Config, Model, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
 from jaxft.errors import UserError
 from jaxft.models import Blueprint
@@ -25,6 +27,7 @@ from jaxft.sharding import ROWS, check_divides, make_mesh, state_shardings, weig
 from jaxft.step import Depths, TrainState, eval_step, train_step
 
 Say = Callable[[str], None]
+LOWER_IS_BETTER = ("loss", "mse", "mae")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,27 @@ class Experiment:
             for path, weight in self.drawn.weights.items()
         }
         return unflatten(leaves)
+
+    @property
+    def metric(self) -> str:
+        """The score that decides which checkpoint is best."""
+        return self.config.checkpoint.metric_for_best_model or self.task.main_metric
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric in LOWER_IS_BETTER
+
+    def checkpoints(self, folder: epath.Path, say: Say) -> Checkpoints:
+        """The checkpoints of a run under `folder`."""
+        keep = self.config.checkpoint
+        return Checkpoints(
+            folder,
+            keep_last=keep.keep_last,
+            keep_best=keep.keep_best,
+            metric=self.metric,
+            lower_is_better=self.lower_is_better,
+            say=say,
+        )
 
     def optimizer(self, total_steps: int) -> optax.GradientTransformation:
         return make_optimizer(self.config.optim, self.drawn.weights, total_steps)
@@ -206,8 +230,6 @@ def assemble(
 
 def reopen(saved: Mapping[str, Any], model_folder: FilePath, say: Say = print) -> Experiment:
     """The experiment of a workdir, from its saved config and its `model/` folder, on this machine's devices."""
-    from jaxft.config import from_dict
-
     config = from_dict(saved, tasks.options)
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())

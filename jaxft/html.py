@@ -16,7 +16,7 @@ from jaxft.tables import (
     SHARES,
     Row,
     confusion_table,
-    fact_sheet,
+    data_sheet,
     mistake_list,
     number,
     per_class,
@@ -45,8 +45,8 @@ def write_report(
 
     metrics: rows of metrics.jsonl. confusion: int[C, C], rows true, of the test split, without one
     of validation. mistakes: dicts with text, truth, prediction, and perhaps text_pair, confidence;
-    worst first. inspection: what the data look like, nested dicts of numbers, texts and lists of
-    texts: a dict of numbers becomes bars. result: as result.json; its first score is the main one.
+    worst first. inspection: as `data.inspection.inspect` gives it, with `advice`, a list of texts.
+    result: as result.json; the first score of a split that is no loss is the main one.
     """
     matrix = np.asarray(confusion) if confusion is not None and len(confusion) else None
     labels = labels or [str(index) for index in range(0 if matrix is None else len(matrix))]
@@ -62,7 +62,7 @@ def write_report(
         body.append(_section(where, confusion_table(matrix, labels)))
         body.append(_section("Class by class", per_class(matrix, labels)))
     body.append(_section("The worst mistakes", mistake_list(mistakes)))
-    body.append(_section("The data", fact_sheet(inspection or {})))
+    body.append(_section("The data", data_sheet(inspection or {})))
     body.append(_section("The configuration", settings_table(config)))
     body.append(_section("The environment", settings_table(_environment(result))))
     title = escape(f"jaxft · {_model(config)}")
@@ -86,9 +86,7 @@ def _headline(config: Row, result: Row, split: str, matrix: np.ndarray | None) -
     where = "the test set" if split == "test" else "the validation set"
     said, bar = [], ""
     if base is not None:
-        answer = (result.get("baseline") or {}).get("label")
-        who = f"Always answering “{answer}”" if answer else "Always answering the commonest class"
-        said.append(f"{who} would give {show(main, base)}.")
+        said.append(f"Always giving the commonest answer would reach {show(main, base)}.")
     if result.get("best_step") is not None:
         steps = f"step {short(result['best_step'])} of {short(result.get('step', 0))}"
         chosen = result.get("validation") or {}
@@ -96,7 +94,7 @@ def _headline(config: Row, result: Row, split: str, matrix: np.ndarray | None) -
         said.append(f"The best checkpoint is {steps}{reached if split == 'test' else ''}.")
     if main.endswith(SCALED) and math.isfinite(value):
         tick = (
-            f'<u style="left:{percent(base)}" title="commonest class"></u>'
+            f'<u style="left:{percent(base)}" title="the commonest answer"></u>'
             if base is not None
             else ""
         )
@@ -149,7 +147,7 @@ def _curves(result: Row, metrics: Sequence[Row]) -> str:
     main = main_score(result.get("validation") or {}) or "accuracy"
     scored = lines.pop(f"validation/{main}", [])
     base = _baseline(result, "validation", main, None)
-    level = ("commonest class", base) if base is not None else None
+    level = ("commonest answer", base) if base is not None else None
     line = Series(name=main, points=scored, colour="var(--c2)", kind="dots")
     title = f"Validation {words(main)}"
     shares = main.endswith(SHARES)
@@ -210,10 +208,9 @@ def _scores(result: Row) -> str:
         [escape(split), *(show(name, result[split].get(name)) for name in names)]
         for split in splits
     ]
-    base: Any = result.get("baseline") or {}
-    base = base.get(splits[-1], base) if splits else base
+    base = _baselines(result, splits[-1]) if splits else {}
     if any(name in base for name in names):
-        rows.append(["commonest class", *(show(name, base.get(name)) for name in names)])
+        rows.append(["always one answer", *(show(name, base.get(name)) for name in names)])
     return table(["", *(escape(words(name)) for name in names)], rows) if names else ""
 
 
@@ -238,10 +235,15 @@ def _lines(metrics: Sequence[Row]) -> dict[str, list[Point]]:
     return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
+def _baselines(result: Row, split: str) -> Row:
+    """Scores of always giving the commonest answer, or a regression's mean, by split or for all."""
+    base: Row = result.get("baseline") or {}
+    return base[split] or {} if split in base else base
+
+
 def _baseline(result: Row, split: str, main: str, matrix: np.ndarray | None) -> float | None:
-    base: Any = result.get("baseline") or {}
-    base = base.get(split, base)
-    if isinstance(base, Mapping) and main in base:
+    base = _baselines(result, split)
+    if main in base:
         return number(base[main])
     if main == "accuracy" and matrix is not None and matrix.sum():
         return float(matrix.sum(axis=1).max() / matrix.sum())

@@ -3,6 +3,7 @@
 import io
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -101,7 +102,7 @@ def result(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "command": " ".join(["python -m jaxft.train", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "jaxft.train", *sys.argv[1:]]),
     }
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,34 +84,54 @@ def mistake_list(mistakes: Sequence[Row]) -> str:
     return f'<ol class="mistakes">{"".join(items)}</ol>' if items else ""
 
 
-def fact_sheet(facts: Row) -> str:
-    """Dicts of numbers as bars, other dicts one level down, lists as lists, the rest as a table."""
-    plain: list[list[str]] = []
-    blocks: list[str] = []
-    for name, value in facts.items():
-        title = f"<h3>{escape(words(str(name)).capitalize())}</h3>"
-        if isinstance(value, Mapping) and value:
-            if all(type(entry) in (int, float) for entry in value.values()):
-                blocks.append(f"<div>{title}{_bars(value)}</div>")
-            else:
-                blocks.append(f"<div class='all'>{title}{fact_sheet(value)}</div>")
-        elif isinstance(value, list | tuple) and value:
-            points = "".join(f"<li>{escape(_plain(entry))}</li>" for entry in value)
-            blocks.append(f"<div class='all'>{title}<ul>{points}</ul></div>")
-        elif value not in (None, {}, [], ()):
-            plain.append([escape(words(str(name))), escape(_plain(value))])
-    known = table([], plain) if plain else ""
-    return known + (f'<div class="facts">{"".join(blocks)}</div>' if blocks else "")
-
-
-def _bars(numbers: Mapping[str, float]) -> str:
-    most = max(abs(number(value)) for value in numbers.values()) or 1
-    rows = [
-        f"<tr><th>{escape(str(name))}</th><td><i style='width:{percent(abs(value) / most)}'></i>"
-        f"</td><td>{short(number(value))}</td></tr>"
-        for name, value in numbers.items()
+def data_sheet(inspection: Row) -> str:
+    """What `data.inspection` found: splits, lengths, labels, overlap, advice."""
+    splits = inspection.get("splits") or {}
+    head = ["", "rows", "repeated", "tokens, median", "99 %", "longest", "truncated"]
+    rows, cards = [], []
+    for name, split in splits.items():
+        tokens = split["lengths"]
+        row = [split["rows"], split["duplicates"], *(tokens[key] for key in ("p50", "p99", "max"))]
+        rows.append([escape(name), *map(short, row), f"{100 * tokens['truncated']:.2f}\u00a0%"])
+    for name, split in list(splits.items())[:1]:
+        histogram = split["lengths"]["histogram"]
+        bins = [f"{round(a)} – {round(b)}" for a, b in pairwise(histogram["edges"])]
+        counts = [[count] for count in histogram["counts"]]
+        cards.append(_bars(f"Tokens in a row of {name}", bins, counts, [name]))
+    labels = {name: split["labels"]["counts"] for name, split in splits.items() if _counted(split)}
+    if labels:
+        each = list(dict.fromkeys(label for counts in labels.values() for label in counts))
+        counts = [[counts.get(label, 0) for counts in labels.values()] for label in each]
+        cards.append(_bars(f"{len(each)} classes", each, counts, list(labels)))
+    shared = [
+        [f"{pair['of']} rows in {pair['with']}", *map(short, (pair["exact"], pair["near"]))]
+        for pair in inspection.get("overlap") or ()
     ]
-    return f'<div class="tall"><table class="bars">{"".join(rows)}</table></div>'
+    found = f"<div><h3>Overlap</h3>{table(['', 'exactly', 'nearly'], shared)}</div>"
+    cards += [found] if shared else []
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in inspection.get("advice") or ())
+    cards += [f"<div><h3>Advice</h3><ul>{said}</ul></div>"] if said else []
+    drawn = f'<div class="facts">{"".join(cards)}</div>' if cards else ""
+    return (table(head, rows) if rows else "") + drawn
+
+
+def _counted(split: Row) -> bool:
+    return bool((split.get("labels") or {}).get("counts"))
+
+
+def _bars(
+    title: str, names: Sequence[str], counts: Sequence[Sequence[int]], columns: Sequence[str]
+) -> str:
+    """A row a name with its counts, one a column; the bar is the first one's."""
+    most = max((row[0] for row in counts), default=0) or 1
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    rows = [
+        f"<tr><th>{escape(str(name))}</th><td><i style='width:{percent(row[0] / most)}'></i></td>"
+        f"{''.join(f'<td>{short(count)}</td>' for count in row)}</tr>"
+        for name, row in zip(names, counts, strict=True)
+    ]
+    body = f'<table class="bars"><tr><th></th><th></th>{head}</tr>{"".join(rows)}</table>'
+    return f'<div><h3>{escape(title)}</h3><div class="tall">{body}</div></div>'
 
 
 def settings_table(settings: Row) -> str:
@@ -240,9 +261,9 @@ blockquote { margin: 0 0 6px; padding-left: 12px; border-left: 3px solid var(--l
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 12em; overflow-y: auto; }
 .facts, .settings { columns: 320px; column-gap: 14px; margin-top: 14px; }
 .facts > div, .settings > div { break-inside: avoid; margin-bottom: 14px; }
-.facts .all { column-span: all; margin-top: 14px; } .facts ul { margin: 0; padding-left: 20px; }
-.bars { width: 100%; } .bars td:nth-child(2) { width: 50%; padding-top: 10px; }
-.bars td:last-child { white-space: nowrap; text-align: right; padding-right: 0; }
+.facts ul { margin: 0; padding-left: 20px; }
+.bars { width: 100%; } .bars td:nth-child(2) { width: 40%; padding-top: 10px; }
+.bars :is(td, th):nth-child(n + 3) { text-align: right; padding: 4px 0 4px 10px; }
 .bars i { display: block; height: 8px; min-width: 1px; border-radius: 4px; background: var(--c1); }
 .settings table { font-size: 13px; } .settings tr:last-child > * { border: 0; }
 details { margin-top: 14px; } summary { cursor: pointer; color: var(--soft); margin-bottom: 12px; }

@@ -34,8 +34,6 @@ from jaxft.sharding import bytes_per_device, start_processes
 from jaxft.step import Depths, TrainState
 from jaxft.workdir import Workdir
 
-LOWER_IS_BETTER = ("loss", "mse", "mae")
-
 
 def main(argv: list[str]) -> None:
     """The command line: a new run, an unfinished one that goes on, or a finished one's result."""
@@ -145,26 +143,13 @@ class Run:
     def abstract(self) -> TrainState:
         return self.experiment.abstract_state(self.optimizer)
 
-    @cached_property
-    def metric(self) -> str:
-        """The score that decides which checkpoint is best."""
-        return self.config.checkpoint.metric_for_best_model or self.experiment.task.main_metric
-
     @property
-    def lower_is_better(self) -> bool:
-        return self.metric in LOWER_IS_BETTER
+    def metric(self) -> str:
+        return self.experiment.metric
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        keep = self.config.checkpoint
-        return Checkpoints(
-            self.workdir.checkpoints,
-            keep_last=keep.keep_last,
-            keep_best=keep.keep_best,
-            metric=self.metric,
-            lower_is_better=self.lower_is_better,
-            say=self.say,
-        )
+        return self.experiment.checkpoints(self.workdir.checkpoints, self.say)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -311,7 +296,7 @@ class Run:
 
     def _has_stalled(self, recorder: Recorder) -> bool:
         patience = self.config.train.early_stopping_patience
-        waited = self.history.without_improvement(self.lower_is_better)
+        waited = self.history.without_improvement(self.experiment.lower_is_better)
         if patience is None or waited < patience:
             return False
         recorder.bar.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")

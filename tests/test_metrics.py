@@ -88,17 +88,17 @@ def test_pitfall_11_a_nan_prediction_is_not_averaged_away():
 
 
 def test_the_per_class_table_agrees_with_the_confusion_matrix():
-    predicted, true = [0, 0, 1, 1, 1], [0, 1, 1, 1, 0]
+    predicted, true = [0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 0]
     matrix = metrics.confusion_matrix(predicted, true, LABELS)
-    assert matrix.tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    assert matrix.tolist() == [[1, 1, 0], [2, 2, 0], [0, 0, 0]]
     table = metrics.per_class_table(predicted, true, LABELS)
     assert [row["label"] for row in table] == LABELS
     assert table[1] == {
         "label": "delivery",
         "precision": pytest.approx(2 / 3),
-        "recall": pytest.approx(2 / 3),
-        "f1": pytest.approx(2 / 3),
-        "support": 3,
+        "recall": pytest.approx(2 / 4),
+        "f1": pytest.approx(4 / 7),
+        "support": 4,
         "predicted": 3,
     }
     assert table[2]["f1"] == 0.0

@@ -251,10 +251,23 @@ def test_json_is_written_whole_and_strict(tmp_path, memory):
     assert os.listdir(target.parent) == ["result.json"]
 
 
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "result.json"
+    write_json(target, {"step": 1})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(target, {"step": 2})
+    assert json.loads(target.read_text()) == {"step": 1}
+
+
 @pytest.mark.parametrize("size", [2, 12, 30, 77])
 def test_a_confusion_picture_has_room_for_every_class(size):
     labels = [f"a rather long class name {index}" for index in range(size)]
-    labels[:2] = ["costs $5^ and $", "返品"]
+    labels[:2] = [r"costs $\oddly$", "返品"]
     png = confusion_png(np.eye(size, dtype=int) * 9, labels)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
