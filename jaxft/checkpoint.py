@@ -3,20 +3,25 @@
 One checkpoint holds parts that load on their own: `params`, `optimizer` (step and moments), and `meta` as plain JSON.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from jaxft.errors import UserError
 from jaxft.nn.weights import Tree
 
 _policies = ocp.training.preservation_policies
+_FAILURES = (OSError, ValueError)
+"""What a save raises when it cannot be written; the second is tensorstore's, for a full disk too."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Restored:
 class Checkpoints:
     """The `checkpoints/` folder of a workdir, which may be a URL that epath knows (gs://).
 
-    `metric` names the score that decides which are best; a lower one is better if `lower_is_better`.
+    `metric` names the score that decides which are best; a lower one is better if `lower_is_better`. Without `writes`,
+    another process may be saving there.
     """
 
     def __init__(
@@ -44,24 +50,25 @@ class Checkpoints:
         metric: str = "",
         lower_is_better: bool = False,
         say: Callable[[str], None] = print,
+        writes: bool = True,
     ):
-        self.folder, self.metric, self.say = folder, metric, say
+        self.folder, self.metric, self.say, self.writes = folder, metric, say, writes
         self.sign = -1.0 if lower_is_better else 1.0
-        keep = [_policies.LatestN(keep_last)]
-        if keep_best:
-            keep.append(
-                _policies.BestN(
-                    get_metric_fn=self._value, n=keep_best, keep_checkpoints_without_metrics=False
-                )
-            )
-        self._orbax = ocp.training.Checkpointer(
-            folder,
-            preservation_policy=_policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
+        best = _policies.BestN(
+            get_metric_fn=self._value, n=keep_best, keep_checkpoints_without_metrics=False
+        )
+        self._keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last), best])
+        # Its threads log every failure with a page of traceback, and then raise it for us to tell.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._orbax = self._open()
+
+    def _open(self) -> Any:
+        return ocp.training.Checkpointer(
+            self.folder, preservation_policy=self._keep, cleanup_tmp_directories=self.writes
         )
 
     def _value(self, metrics: Mapping[str, float]) -> float:
-        value = float(metrics[self.metric])
+        value = float(metrics.get(self.metric, "nan"))
         return self.sign * value if isfinite(value) else float("-inf")
 
     @property
@@ -88,31 +95,42 @@ class Checkpoints:
         meta: Mapping[str, Any],
         scores: Mapping[str, float] | None,
     ) -> None:
-        """Starts a save and returns once the arrays are copied; a failure keeps the ones before and is said."""
+        """Starts a save and returns once the arrays are copied; a failure keeps the ones before and is said.
+
+        A step that is there already is left as it is.
+        """
+        self.wait()
+        if step in self.steps:
+            return
         try:
             self._orbax.save_checkpointables_async(
                 step,
                 {"params": params, "optimizer": optimizer},
-                metrics={self.metric: scores[self.metric]} if scores else None,
+                metrics=dict(scores) if scores else None,
                 custom_metadata=dict(meta),
                 force=True,
-                overwrite=True,
             )
-        except OSError as error:
+        except _FAILURES as error:
             self._failed(error)
 
     def wait(self) -> None:
         """Until the save in progress is committed."""
         try:
             self._orbax.wait()
-        except OSError as error:
+        except _FAILURES as error:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         if jax.process_count() > 1:
             raise error
+        with suppress(*_FAILURES):
+            self._orbax.close()
+        self._orbax = self._open()  # which removes what was half written and looks at what is there
         kept = ", ".join(map(str, self.steps)) or "none"
-        self.say(f"A checkpoint could not be saved ({error}). Earlier ones are untouched: {kept}.")
+        self.say(
+            f"WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: {kept}.\n"
+            f"  {_in_short(error)}"
+        )
 
     def restore(
         self,
@@ -133,27 +151,39 @@ class Checkpoints:
             wanted["optimizer"] = optimizer
         if step is not None and step not in self.steps:
             raise UserError(f"{self.folder} has no step {step}; there are {self.steps}.")
+        damaged = []
         for candidate in [step] if step is not None else reversed(self.steps):
             try:
                 parts = self._orbax.load_checkpointables(candidate, wanted)
                 meta = self._orbax.checkpointables_metadata(candidate).custom_metadata
             except Exception as error:  # a damaged folder raises whatever its reader raises
-                reason = f"{type(error).__name__}: {str(error)[:80]}"
+                reason = f"  {_in_short(error)}"
                 if step is not None:
-                    raise UserError(f"Checkpoint {step} cannot be read ({reason}).") from error
-                self.say(f"Checkpoint {candidate} cannot be read ({reason}); trying the one before.")
-                self._put_aside(candidate)
+                    raise UserError(f"Checkpoint {step} of {self.folder} cannot be read:\n{reason}") from error
+                self.say(f"WARNING: checkpoint {candidate} cannot be read:\n{reason}")
+                damaged.append(candidate)
                 continue
+            if damaged:
+                self._put_aside(damaged)
+                self.say(f"Falling back to checkpoint {candidate}; what is damaged lies in {self._aside}")
             return Restored(candidate, parts["params"], parts.get("optimizer"), dict(meta or {}))
-        raise UserError(f"No checkpoint under {self.folder} can be read.")
+        raise UserError(
+            f"None of the checkpoints under {self.folder} can be read ({', '.join(map(str, damaged))}). All are still "
+            "there. Choose another --workdir to start anew."
+        )
 
-    def _put_aside(self, step: int) -> None:
-        """Moves a damaged checkpoint out of the way of its next save; nothing is deleted."""
+    @property
+    def _aside(self) -> epath.Path:
+        return self.folder.parent / "damaged_checkpoints"
+
+    def _put_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints out of the way of their next save; nothing is deleted."""
         if jax.process_index() == 0:
-            aside = self.folder.parent / "damaged_checkpoints"
-            aside.mkdir(exist_ok=True)
-            number = sum(1 for _ in aside.iterdir())
-            (self.folder / str(step)).rename(aside / f"{step}-{number}")
+            self._aside.mkdir(exist_ok=True)
+            number = sum(1 for _ in self._aside.iterdir())
+            for step in steps:
+                (self.folder / str(step)).rename(self._aside / f"{step}-{number}")
+        multihost_utils.sync_global_devices("damaged checkpoints are put aside")
         self._orbax.reload()
 
     def close(self) -> None:
@@ -162,13 +192,20 @@ class Checkpoints:
 
 
 def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
-    """Raises UserError when the disk cannot hold `count` checkpoints; URLs are not asked."""
+    """Raises UserError when the disk cannot hold `count` checkpoints in all under `folder`; URLs are not asked."""
     if "://" in str(folder):
         return
-    free = shutil.disk_usage(folder).free
+    count -= sum(child.name.isdigit() for child in folder.iterdir()) if folder.is_dir() else 0
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
     if free < bytes_each * count:
         raise UserError(
             f"{folder}: {free / 1e9:.1f} GB are free, but {count} checkpoints of {bytes_each / 1e9:.2f} GB each are to "
             "come (checkpoint.keep_last + checkpoint.keep_best + the one being written). Free some room, keep fewer or "
             "choose another --workdir."
         )
+
+
+def _in_short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

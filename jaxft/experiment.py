@@ -93,7 +93,7 @@ class Experiment:
     def lower_is_better(self) -> bool:
         return self.metric in LOWER_IS_BETTER
 
-    def checkpoints(self, folder: epath.Path, say: Say) -> Checkpoints:
+    def checkpoints(self, folder: epath.Path, say: Say, *, writes: bool) -> Checkpoints:
         """The checkpoints of a run under `folder`."""
         keep = self.config.checkpoint
         return Checkpoints(
@@ -103,6 +103,7 @@ class Experiment:
             metric=self.metric,
             lower_is_better=self.lower_is_better,
             say=say,
+            writes=writes,
         )
 
     def optimizer(self, total_steps: int) -> optax.GradientTransformation:
@@ -130,7 +131,7 @@ class Experiment:
         init = jax.jit(optimizer.init, out_shardings=places.opt_state)
         return TrainState(jax.device_put(jnp.int32(0), places.step), tree, {}, init(tree))
 
-    def train_step(self, optimizer: optax.GradientTransformation) -> Callable:
+    def train_step(self, optimizer: optax.GradientTransformation, log_every: int) -> Callable:
         """`step.train_step` of this experiment, jitted; the state is donated."""
         step = partial(
             train_step,
@@ -140,6 +141,7 @@ class Experiment:
             depths=Depths(self.drawn.weights),
             seed=self.config.seed,
             micro_batches=self.config.train.gradient_accumulation_steps,
+            log_every=log_every,
         )
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
@@ -257,10 +259,15 @@ def _draw(
         dropouts={name: rate for name in rates if (rate := getattr(model, name)) is not None},
     )
     dtype = choose_dtype(model.dtype, jax.devices()[0])
-    first = draw(compute=Compute(dtype, activation_checkpointing=model.activation_checkpointing))
+    compute = Compute(
+        dtype,
+        activation_checkpointing=model.activation_checkpointing,
+        unroll_layers=jax.default_backend() == "cpu",
+    )
+    first = draw(compute=compute)
     attention = choose_attention(model.attention, dtype, first.attention_dropout, jax.devices()[0])
     say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")
-    return draw(compute=replace(first.compute, attention=attention))
+    return draw(compute=replace(compute, attention=attention))
 
 
 def choose_dtype(wanted: str, device: jax.Device) -> Any:

@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+import numpy as np
+
 
 @dataclass
 class History:
     """Counts since step 0, whatever was interrupted in between."""
 
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    """(step, value of the metric for the best model), oldest first."""
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """(step, validation scores), oldest first."""
     losses: list[float] = field(default_factory=list)
     """Training losses since the last log line."""
+    train_loss: float | None = None
+    """Mean over the last log line's updates."""
     examples: int = 0
     tokens: int = 0
     """Real tokens, padding not counted."""
@@ -31,7 +35,7 @@ class History:
     def from_meta(cls, meta: Mapping[str, Any]) -> Self:
         """From what `to_meta` gave."""
         history = cls(**meta)
-        history.evaluations = [(int(step), float(value)) for step, value in history.evaluations]
+        history.evaluations = [(int(step), dict(scores)) for step, scores in history.evaluations]
         return history
 
     def to_meta(self) -> dict[str, Any]:
@@ -41,8 +45,8 @@ class History:
     def host_ms_per_step(self) -> float:
         return 1e3 * self.host_s / max(self.updates, 1)
 
-    def without_improvement(self, lower_is_better: bool) -> int:
-        """How many evaluations have passed since the best one."""
+    def without_improvement(self, metric: str, lower_is_better: bool) -> int:
+        """How many evaluations have passed since the best one; a score that is NaN is the worst."""
         sign = -1.0 if lower_is_better else 1.0
-        values = [sign * value for _, value in self.evaluations]
-        return len(values) - 1 - values.index(max(values)) if values else 0
+        values = [np.nan_to_num(sign * scores[metric], nan=-np.inf) for _, scores in self.evaluations]
+        return len(values) - 1 - int(np.argmax(values)) if values else 0

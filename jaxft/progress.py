@@ -67,14 +67,14 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """All numbers in one line."""
+        """All numbers in one line; what a narrow terminal cuts off stands last."""
         now_s = time.monotonic()
         times = _clock(now_s - self._began_s)
         if self._first and self._step > self._first[1] and self._step < self._total:
             # from the first update on: its compilation says nothing about those to come
             step_s = (now_s - self._first[0]) / (self._step - self._first[1])
             times += f", {_clock(step_s * (self._total - self._step))} left"
-        return f"step {self._step}/{self._total}{self._speed} · {times}"
+        return f"step {self._step}/{self._total} · {times}{self._speed}"
 
     def __enter__(self) -> Self:
         if self._bar:

@@ -56,8 +56,6 @@ class Recorder:
     ):
         self.log, self.bar, self.history, self.every = log, bar, history, every
         self.learning_rates, self.sizes_D = learning_rates, sizes_D
-        self.train_loss = float("nan")
-        """Mean over the last log line's updates."""
         kind = jax.devices()[0].device_kind
         self.peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
         self._held: tuple[int, Mapping[str, jax.Array], Work] | None = None
@@ -93,6 +91,7 @@ class Recorder:
     def _read(self, step: int, metrics: Mapping[str, jax.Array], work: Work) -> None:
         values = jax.tree.map(np.asarray, dict(metrics))  # waits for the update
         if not values["accepted"]:
+            self._held = None  # dispatched since then, and refused with it
             raise NonFiniteLoss(step, float(values["loss"]), float(values["grad_norm"]))
         now = time.perf_counter()
         took_s, self._since_s = now - self._since_s, now
@@ -116,11 +115,11 @@ class Recorder:
             self._write(step, values, rates)
 
     def _write(self, step: int, values: dict[str, Any], rates: dict[str, float]) -> None:
-        self.train_loss = float(np.mean(self.history.losses))
+        self.history.train_loss = float(np.mean(self.history.losses))
         rate_D = self.learning_rates(step - 1)
         changed = float((values["changed_D"] * self.sizes_D).sum() / self.sizes_D.sum())
         row = {
-            "train/loss": self.train_loss,
+            "train/loss": self.history.train_loss,
             "train/learning_rate": float(rate_D.max()),
             "train/grad_norm": float(values["grad_norm"]),
             "train/changed_weights": changed,

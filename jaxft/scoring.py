@@ -32,19 +32,17 @@ class Scorer:
             for name, split in splits.items()
         }
 
-    def compile(self, params: Any, name: str) -> None:
-        """Compiles the programs that a split needs; `params` may be abstract."""
-        plan = self._plans[name]
-        for k in range(plan.batches_per_epoch):
-            _, length = plan[k]
-            if length not in self._compiled:
-                batch = put(self._source(name)[k], self._experiment.rows)
+    def compile(self, params: Any) -> None:
+        """Compiles the programs that the splits need; `params` may be abstract."""
+        for name, plan in self._plans.items():
+            for length in set(plan.shapes) - set(self._compiled):
+                batch = put(self._source(name).empty(length), self._experiment.rows)
                 with jax.set_mesh(self._experiment.mesh):
                     self._compiled[length] = self._step.lower(params, batch).compile()
 
     def __call__(self, params: Any, name: str) -> Outputs:
         """Outputs of every row of the split `name`, padding dropped by row number."""
-        self.compile(params, name)
+        self.compile(params)
         plan, source = self._plans[name], self._source(name)
         pending = [
             self._compiled[plan[k][1]](params, put(source[k], self._experiment.rows))

@@ -64,8 +64,8 @@ def log_scores(
 ) -> None:
     """Validation scores to the log and above the progress bar, with the gap to training."""
     row = {f"validation/{name}": value for name, value in scores.items()}
-    if np.isfinite(recorder.train_loss):
-        row["gap/loss"] = scores["loss"] - recorder.train_loss
+    if recorder.history.train_loss is not None:
+        row["gap/loss"] = scores["loss"] - recorder.history.train_loss
     recorder.log.scalars(step, row)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     recorder.bar.say(f"step {step}: validation {shown}")

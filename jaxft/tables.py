@@ -126,7 +126,8 @@ def _bars(
     most = max((row[0] for row in counts), default=0) or 1
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     rows = [
-        f"<tr><th>{escape(str(name))}</th><td><i style='width:{percent(row[0] / most)}'></i></td>"
+        f"<tr><th>{escape(str(name))}</th>"
+        f"<td>{f'<i style=width:{percent(row[0] / most)}></i>' if row[0] else ''}</td>"
         f"{''.join(f'<td>{short(count)}</td>' for count in row)}</tr>"
         for name, row in zip(names, counts, strict=True)
     ]
@@ -231,7 +232,7 @@ path.line, path.dots, path.faint, path.thin { fill: none; stroke-width: 2; strok
 path.thin { stroke-width: 1.3; } path.faint { stroke-width: 1; opacity: .35; }
 @media (max-width: 600px) { .tick { font-size: 17px; } }
 .strip { fill: var(--ink); opacity: 0; } .strip:hover { opacity: .08; }
-.wide { overflow-x: auto; } .tall { max-height: 420px; overflow: auto; }
+.wide { overflow-x: auto; } .tall { max-height: 580px; overflow: auto; }
 table { border-collapse: collapse; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--soft); }
 th, td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }

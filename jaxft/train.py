@@ -1,8 +1,10 @@
 """`python -m jaxft.train`: fine-tune every weight of a checkpoint, and score it. The algorithm is `Run.loop`."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,6 +23,7 @@ from jaxft.data.features import Split
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.history import History
+from jaxft.host import keep_freed_memory
 from jaxft.interrupts import Interrupts
 from jaxft.nn.weights import flops_per_token
 from jaxft.optim import learning_rates_by_depth
@@ -37,6 +40,7 @@ from jaxft.workdir import Workdir
 
 def main(argv: list[str]) -> None:
     """The command line: a new run, an unfinished one that goes on, or a finished one's result."""
+    keep_freed_memory()
     given = flags.train_flags(argv, tasks.options)
     config = configs.load(given.config, given.arg, given.overrides, tasks.options)
     start_processes(given.coordinator_address, given.num_processes, given.process_id)
@@ -198,12 +202,16 @@ class Run:
     def compile(self) -> dict[int, Callable]:
         """The update for each padded length and the evaluation, so that memory errors come now and not later."""
         began_s = time.perf_counter()
-        jitted = self.experiment.train_step(self.optimizer)
-        steps = {}
-        with jax.set_mesh(self.experiment.mesh):
-            for length in self.plan.shapes:
-                batch = put(self.source.empty(length), self.experiment.rows)
-                steps[length] = jitted.lower(self.abstract, batch, np.int32(0)).compile()
+        jitted = self.experiment.train_step(self.optimizer, self.schedule.log)
+
+        def compile_for(length: int) -> Callable:
+            batch = put(self.source.empty(length), self.experiment.rows)
+            with jax.set_mesh(self.experiment.mesh):
+                return jitted.lower(self.abstract, batch, np.int32(0)).compile()
+
+        # Compilation leaves Python's lock, so that several programs compile side by side.
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            steps = dict(zip(self.plan.shapes, pool.map(compile_for, self.plan.shapes), strict=True))
         self.scorer.compile(self.abstract.params, "validation")
         took_s = time.perf_counter() - began_s
         self.history.compile_s += took_s

@@ -32,7 +32,7 @@ def open_trained(workdir: Workdir, step: str, say: Say) -> Iterator[Trained]:
     saved = workdir.require()
     with workdir.model_folder() as folder:
         experiment = reopen(saved, folder, say)
-    checkpoints = experiment.checkpoints(workdir.checkpoints, say)
+    checkpoints = experiment.checkpoints(workdir.checkpoints, say, writes=False)
     try:
         chosen = _choose(step, checkpoints.steps, checkpoints.best, workdir)
         restored = checkpoints.restore(experiment.abstract_params, step=chosen)

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from jaxft.data.inspection import Split, inspect
 from jaxft.html import write_report
 from jaxft.svg import Series, line_chart, short, smooth
 
@@ -84,6 +85,12 @@ def written(tmp_path, **parts) -> tuple[str, Page]:
     return source, Page(source)
 
 
+def inspection_of(labels: list) -> dict:
+    texts = [f"text number {row} of the set" for row in range(len(labels))]
+    train = Split(texts, labels, range(4, 4 + len(labels)))
+    return inspect({"train": train, "test": Split(texts[:2], labels[:2], [5, 6])}, max_length=10)
+
+
 @pytest.fixture
 def full(tmp_path):
     return written(
@@ -95,8 +102,7 @@ def full(tmp_path):
             | {"prediction": "billing", "confidence": 0.97},
             {"text": "x" * 5000, "text_pair": "second", "truth": ["a", "b"], "prediction": []},
         ],
-        inspection={"rows": {"train": 480, "test": 60}, "truncated": 0.002}
-        | {"advice": ["more epochs"], "overlap": {"test": {"exact": 2}}},
+        inspection=inspection_of([*["refund"] * 5, *["billing"] * 3]) | {"advice": ["a <hint>"]},
     )
 
 
@@ -148,7 +154,9 @@ def test_curves_carry_tooltips_the_best_step_and_one_line_a_depth(full):
 
 def test_data_config_and_environment_are_listed(full):
     text = full[1].text
-    for part in ("train 480", "truncated 0.002", "more epochs", "exact 2", "jax 0.10.2"):
+    for part in ("train 8 0 7 10 11 12.50 %", "2 classes train test refund 5 2 billing 3 0"):
+        assert part in text, part
+    for part in ("Tokens in a row of train", "test rows in train 2 0", "a <hint>", "jax 0.10.2"):
         assert part in text, part
     for part in ("pretrained somebody/some-bert", "dropout None", "learning_rate 5e-05", "seed 7"):
         assert part in text, part
@@ -158,7 +166,10 @@ def test_a_regression_without_test_set_matrix_or_baseline_renders(tmp_path):
     result = {"step": 10, "best_step": 10, "validation": {"pearson": 0.81, "mse": 0.4}}
     mistakes = [{"text": "a", "truth": 1.0, "prediction": 3.45678}]
     rows = [{"step": 10, "time": 1.0, "validation/pearson": 0.81}]
-    page = written(tmp_path, result=result, mistakes=mistakes, metrics=rows)[1]
+    inspection = inspection_of([0.5, 1.5, 2.5])
+    given = {"result": result, "mistakes": mistakes, "metrics": rows, "inspection": inspection}
+    page = written(tmp_path, **given)[1]
+    assert "train 3 0" in page.text
     assert "0.810 pearson on the validation set" in page.text
     assert "3.457 was answered, 1 is true" in page.text
     assert "commonest answer" not in page.text

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 
+from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.sources import read
 from jaxft.data.splits import cut_validation, drop_empty
@@ -81,7 +82,7 @@ def read_rows(
         if share > data.max_dropped:
             raise UserError(f"{counted}; data.max_dropped={data.max_dropped:g} allows fewer.")
         say(f"{counted}: dropped.")
-    digest = cache_key(content=content_hash(source), split=split, columns=wanted, **options)
+    digest = cache_key(content=content_hash(source, split), columns=wanted, **options)
     return Rows(source, kept, digest)
 
 
@@ -111,6 +112,7 @@ def read_splits(
 def tokenise(rows: Rows, task: Featuriser, tokenizer: Any, data: Data) -> Split:
     """Token ids and targets of a split, from the cache where the same were made before."""
     key = cache_key(
+        version=__version__,
         rows=rows.digest,
         tokenizer=json.loads(tokenizer.backend_tokenizer.to_str()),
         task=repr(task),

@@ -1,11 +1,12 @@
 """Model families, found by the `model_type` of a checkpoint's config.json: one file each.
 
-A family's module has `Model` (an `nnx.Module`), `Dims`, `PREFIX`, `HARMLESS_FIELDS`, `UNUSED_TENSORS`, `NEW_TENSORS` and
-`DROPOUT_FIELDS`; `bert.py` is the one to read.
+A family's module has `Model` (an `nnx.Module`), `Dims`, `PREFIX`, `ARCHITECTURES`,
+`HARMLESS_FIELDS`, `UNUSED_TENSORS`, `NEW_TENSORS` and `DROPOUT_FIELDS`; read `bert.py` first.
 """
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxft import pretrained
+from jaxft import hub, pretrained
 from jaxft.errors import UserError
 from jaxft.nn.fields import read_dims
 from jaxft.nn.layers import Compute
@@ -31,11 +32,11 @@ def family(config: Mapping[str, Any]) -> ModuleType:
     Raises:
         UserError: there is none, with the list of those there are.
     """
-    name = config["model_type"].replace("-", "_")
-    known = sorted(module.name for module in iter_modules(__path__))
-    if name not in known:
-        raise UserError(f"model_type {name!r} is not supported; there is {', '.join(known)}.")
-    return import_module(f"{__name__}.{name}")
+    wanted = config["model_type"]
+    known = sorted(module.name.replace("_", "-") for module in iter_modules(__path__))
+    if wanted not in known:
+        raise UserError(f"model_type {wanted!r} is not supported; there is {', '.join(known)}.")
+    return import_module(f"{__name__}.{wanted.replace('-', '_')}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,13 @@ class Blueprint:
         compute: Compute = Compute(),
         dropouts: Mapping[str, float] | None = None,
     ) -> "Blueprint":
-        """The model of a `config.json` with the head that `output` names; `dropouts` replaces rates (`DROPOUT_FIELDS`)."""
+        """The model of a `config.json` with the head that `output` names.
+
+        `dropouts` replaces rates, by the keys of `DROPOUT_FIELDS`.
+
+        Raises:
+            UserError: a family, a field of the config or an output that is not there.
+        """
         module = family(config)
         dims = read_dims(module.Dims, config, module.HARMLESS_FIELDS)
         fields = {module.DROPOUT_FIELDS[key]: rate for key, rate in (dropouts or {}).items()}
@@ -97,7 +104,7 @@ class Blueprint:
     def initialise(
         self, paths: set[Path], shardings: Mapping[Path, jax.sharding.Sharding], seed: int
     ) -> dict[Path, jax.Array]:
-        """Random values of the weights at `paths` only; the compiler drops the others' initialisation."""
+        """Random values of the weights at `paths`; the compiler drops the drawing of others."""
         if not paths:
             return {}
 
@@ -115,35 +122,45 @@ class Blueprint:
 
 
 def load_pretrained(
-    name: str,
+    name: str | FilePath,
     *,
     output: str | None = None,
     num_labels: int | None = None,
+    new_head: bool = False,
     compute: Compute = Compute(),
     seed: int = 0,
 ) -> nnx.Module:
-    """An ordinary NNX module with the weights of a Hugging Face folder or hub id, on the default device.
+    """An ordinary NNX module with the weights of a Hugging Face folder or hub id, on one device.
 
-    `output="classify"` adds that head: the checkpoint's, or a fresh one (drawn from `seed`) for `num_labels`.
+    `output="classify"` adds that head: the checkpoint's, or a fresh one (drawn from `seed`, with a
+    warning) where there is none or `new_head` asks for it.
 
     Raises:
         UserError: the checkpoint is not there, not of a known family, or does not fit.
     """
-    checkpoint = pretrained.Checkpoint(pretrained.locate(name)[0])
-    labels = num_labels if num_labels is not None else count_labels(checkpoint.config)
-    drawn = Blueprint.draw(checkpoint.config, output=output, num_labels=labels, compute=compute)
-    matched = drawn.match(checkpoint)
+    checkpoint = pretrained.Checkpoint(hub.locate(str(name))[0])
+    config = dict(checkpoint.config)
+    labels = count_labels(config) if num_labels is None else num_labels
+    if output is not None and labels != count_labels(config):
+        config.pop("num_labels", None)
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+    drawn = Blueprint.draw(config, output=output, num_labels=labels, compute=compute)
+    matched = drawn.match(checkpoint, new_head)
+    if matched.new:
+        fresh = ", ".join(name for weight in matched.new for name in weight.hf_names)
+        warnings.warn(f"{name}: new, initialised at random: {fresh}", stacklevel=2)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = dict.fromkeys(drawn.weights, device)
     params = pretrained.read(matched, drawn.weights, shardings)
     params |= drawn.initialise({weight.path for weight in matched.new}, shardings, seed)
     model = drawn.merge(unflatten(params))
-    model.config_json = json.dumps(checkpoint.config)  # type: ignore[attr-defined]
+    model.config_json = json.dumps(config)  # type: ignore[attr-defined]
     return model
 
 
 def save_pretrained(model: nnx.Module, folder: str | FilePath, *, dtype: str = "float32") -> None:
-    """Write `config.json` and safetensors of a model from `load_pretrained` as transformers reads them."""
+    """Write a model of `load_pretrained` as transformers reads it: config.json, safetensors."""
     config = json.loads(model.config_json)  # type: ignore[attr-defined]
     weights = walk(model)
     params = dict(flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
@@ -172,6 +189,4 @@ def write_folder(
 
 def count_labels(config: Mapping[str, Any]) -> int:
     """The number of labels a `config.json` states; 2 when it is silent, as in transformers."""
-    if "id2label" in config:
-        return len(config["id2label"])
-    return config.get("num_labels", 2)
+    return len(config.get("id2label") or ()) or config.get("num_labels") or 2

@@ -1,4 +1,4 @@
-"""BERT. Source: Devlin et al. 2018; transformers 5.23 `models/bert/modeling_bert.py`."""
+"""BERT. Source: Devlin et al. 2018; transformers 5.23 `models/bert`."""
 
 from dataclasses import dataclass
 
@@ -6,26 +6,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.nn.encoder import BlockNames, Embeddings, EncoderDims, PostNormBlock, first_token
+from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder, first_token
 from jaxft.nn.fields import Harmless
-from jaxft.nn.layers import Compute, Linear, dropout, split
-from jaxft.nn.stack import Stack
+from jaxft.nn.layers import Compute, Linear, dropout
 from jaxft.nn.tokens import Tokens
 
 PREFIX = "bert"
+ARCHITECTURES = {None: "BertModel", "classify": "BertForSequenceClassification"}
+_OTHER_POOLER = Harmless("sizes for another pooler_type")
 HARMLESS_FIELDS = {
-    "gradient_checkpointing": Harmless("a memory setting; ours is model.activation_checkpointing"),
-    "position_embedding_type": Harmless("only absolute positions exist", only=("absolute",)),
-    "is_decoder": Harmless("an encoder sees both sides", only=(False,)),
-    "add_cross_attention": Harmless("there is no decoder", only=(False,)),
+    "position_embedding_type": Harmless("positions are absolute", only=("absolute",)),
+    "directionality": Harmless("the original release's word for it", only=("bidi",)),
+    "pooler_type": Harmless("the first token is pooled", only=("first_token_transform",)),
+    "pooler_fc_size": _OTHER_POOLER,
+    "pooler_num_attention_heads": _OTHER_POOLER,
+    "pooler_num_fc_layers": _OTHER_POOLER,
+    "pooler_size_per_head": _OTHER_POOLER,
 }
 UNUSED_TENSORS = {
     r"cls\..*": "pretraining heads (masked words, next sentence)",
     r"embeddings\.position_ids": "a constant that old versions saved",
-    r"pooler\..*": "the pooler belongs to the classification head",
 }
 NEW_TENSORS = {r"pooler\..*": "checkpoints trained on masked words alone have no pooler"}
-ARCHITECTURES = {None: "BertModel", "classify": "BertForSequenceClassification"}
+DROPOUT_FIELDS = {
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "classifier_dropout": "classifier_dropout",
+}
 NAMES = BlockNames(
     query="encoder.layer.{layer}.attention.self.query",
     key="encoder.layer.{layer}.attention.self.key",
@@ -63,6 +70,7 @@ class Dims:
             positions=self.max_position_embeddings,
             types=self.type_vocab_size,
             first_position=0,
+            layers=self.num_hidden_layers,
             width=self.hidden_size,
             heads=self.num_attention_heads,
             mlp=self.intermediate_size,
@@ -81,15 +89,13 @@ class Dims:
     def heads(self) -> int:
         return self.num_attention_heads
 
-
-DROPOUT_FIELDS = {
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "classifier_dropout": "classifier_dropout",
-}
+    @property
+    def head_dropout(self) -> float:
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
 
 
-class Model(nnx.Module):
+class Model(PostNormEncoder):
     """BERT with the head that `output` names (None: the bare encoder and its pooler)."""
 
     OUTPUTS = ("classify",)
@@ -103,15 +109,9 @@ class Model(nnx.Module):
         compute: Compute = Compute(),
         rngs: nnx.Rngs,
     ):
-        encoder, width, std = dims.encoder, dims.hidden_size, dims.initializer_range
+        super().__init__(dims.encoder, NAMES, compute, rngs=rngs)
         self.dims = dims
-        self.embeddings = Embeddings(encoder, compute, rngs=rngs)
-        self.encoder = Stack(
-            lambda rngs: PostNormBlock(encoder, NAMES, compute, rngs=rngs),
-            dims.num_hidden_layers,
-            checkpointing=compute.activation_checkpointing,
-            rngs=rngs,
-        )
+        width, std = dims.hidden_size, dims.initializer_range
         self.pooler = Linear(
             width, width, axes=("embed", "heads"), hf="pooler.dense", std=std, rngs=rngs
         )
@@ -121,26 +121,10 @@ class Model(nnx.Module):
             )
             self.heads = nnx.Dict({"classify": classify})
 
-    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
-        """Hidden states of the last layer, [B, L, D]."""
-        return self.hidden_states(tokens, key=key)[-1]
-
-    def hidden_states(self, tokens: Tokens, *, key: jax.Array | None = None) -> list[jax.Array]:
-        """What leaves the embeddings and each layer, every one [B, L, D]."""
-        embed_key, layers_key = split(key, 2)
-        x_BLD = self.embeddings(tokens, key=embed_key)
-        last_BLD, all_NBLD = self.encoder(x_BLD, tokens.segments_BL, key=layers_key)
-        return [x_BLD, *all_NBLD[:-1], last_BLD]
-
     def classify(
         self, hidden_BLD: jax.Array, tokens: Tokens, *, key: jax.Array | None = None
     ) -> jax.Array:
         """Logits [B, C] of the pooled first token, in float32."""
         pooled_BD = jnp.tanh(self.pooler(first_token(hidden_BLD, tokens.segments_BL)))
-        pooled_BD = dropout(pooled_BD, self.classifier_dropout, key)
+        pooled_BD = dropout(pooled_BD, self.dims.head_dropout, key)
         return self.heads["classify"](pooled_BD.astype(jnp.float32))
-
-    @property
-    def classifier_dropout(self) -> float:
-        rate = self.dims.classifier_dropout
-        return self.dims.hidden_dropout_prob if rate is None else rate

@@ -40,9 +40,9 @@ def attention(
 def _cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, segments_BL: jax.Array, rate: float
 ) -> jax.Array:
-    """cuDNN's flash attention for rows that hold one right-padded example each (by lengths, not by mask)."""
+    """cuDNN's flash attention by lengths, not by mask: rows hold one right-padded example each."""
     if rate:
-        raise ValueError("model.attention='cudnn' has no attention dropout; set it to 0 or use 'xla'")
+        raise ValueError("attention='cudnn' has no attention dropout; set it to 0 or use 'xla'")
     lengths_B = (segments_BL != 0).sum(-1, dtype=jnp.int32)
     # An all-padding row (the last batch's filler) still needs one key to attend to.
     lengths_B = jnp.maximum(lengths_B, 1)

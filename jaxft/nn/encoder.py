@@ -1,4 +1,4 @@
-"""What BERT and its relatives are made of: embeddings, a post-norm block, the first token.
+"""What BERT and its relatives are made of: embeddings, post-norm blocks, the first token.
 
 Source: Devlin et al. 2018, section 3; transformers 5.23 `BertEmbeddings`, `BertLayer`.
 """
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.errors import UserError
 from jaxft.nn.attention import attention
 from jaxft.nn.layers import (
     ACTIVATIONS,
@@ -20,6 +21,7 @@ from jaxft.nn.layers import (
     dropout,
     split,
 )
+from jaxft.nn.stack import Stack
 from jaxft.nn.tokens import Tokens
 
 
@@ -39,7 +41,11 @@ class BlockNames:
 
 @dataclass(frozen=True)
 class EncoderDims:
-    """Sizes and rates of an encoder, whatever the family's config calls them."""
+    """Sizes and rates of an encoder, whatever the family's config calls them.
+
+    Raises:
+        UserError: sizes that do not fit each other, or an activation we do not have.
+    """
 
     vocab: int
     positions: int
@@ -47,6 +53,7 @@ class EncoderDims:
     """Rows of the token type table; 0 for families without one."""
     first_position: int
     """Row of the position table that the first token of a text uses."""
+    layers: int
     width: int
     heads: int
     mlp: int
@@ -55,6 +62,15 @@ class EncoderDims:
     dropout: float
     attention_dropout: float
     std: float
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise UserError(
+                f"config.json: hidden size {self.width} does not split into {self.heads} heads."
+            )
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise UserError(f"config.json: activation {self.activation!r} is not one of {known}.")
 
 
 class Embeddings(nnx.Module):
@@ -121,6 +137,30 @@ class PostNormBlock(nnx.Module):
         x_BLD = self.attention_norm(x_BLD + dropout(mixed_BLD, dims.dropout, attention_key))
         hidden_BLF = ACTIVATIONS[dims.activation](self.up(x_BLD))
         return self.output_norm(x_BLD + dropout(self.down(hidden_BLF), dims.dropout, mlp_key))
+
+
+class PostNormEncoder(nnx.Module):
+    """Embeddings and a stack of blocks; a family adds its heads."""
+
+    def __init__(self, dims: EncoderDims, names: BlockNames, compute: Compute, *, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(dims, compute, rngs=rngs)
+        self.encoder = Stack(
+            lambda rngs: PostNormBlock(dims, names, compute, rngs=rngs),
+            dims.layers,
+            compute=compute,
+            rngs=rngs,
+        )
+
+    def __call__(self, tokens: Tokens, *, key: jax.Array | None = None) -> jax.Array:
+        """Hidden states of the last layer, [B, L, D]."""
+        return self.hidden_states(tokens, key=key)[-1]
+
+    def hidden_states(self, tokens: Tokens, *, key: jax.Array | None = None) -> list[jax.Array]:
+        """What leaves the embeddings and each layer, every one [B, L, D]."""
+        embed_key, layers_key = split(key, 2)
+        x_BLD = self.embeddings(tokens, key=embed_key)
+        last_BLD, all_NBLD = self.encoder(x_BLD, tokens.segments_BL, key=layers_key)
+        return [x_BLD, *all_NBLD[:-1], last_BLD]
 
 
 def first_token(hidden_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:

@@ -1,13 +1,13 @@
-"""Reading a checkpoint's `config.json` into a family's `Dims`: every field is understood, harmless, or an error."""
+"""`config.json` -> a family's `Dims`: each field is understood, harmless or an error."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from jaxft.errors import UserError
 
 D = TypeVar("D")
+_JSON = {int: "a whole number", float: "a number", str: "a string", type(None): "null"}
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,19 @@ class Harmless:
 _GENERATION = Harmless("a setting of text generation or of the tokenizer")
 _RECORD = Harmless("a record, not a setting")
 _OUTPUTS = Harmless("what a transformers call returns")
+# transformers 2 to 4 wrote these beside the architecture, for encoders too.
+_OLD_GENERATION = (
+    *("bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty"),
+    *("do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_ids"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"),
+    *("length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups"),
+    *("num_beams", "num_return_sequences", "output_past", "output_scores", "prefix"),
+    *("remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens"),
+    *("task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p", "typical_p"),
+)
 
 COMMON = {
+    **dict.fromkeys(_OLD_GENERATION, _GENERATION),
     "_name_or_path": _RECORD,
     "architectures": _RECORD,
     "model_type": _RECORD,
@@ -44,9 +55,16 @@ COMMON = {
     "output_hidden_states": _OUTPUTS,
     "output_attentions": _OUTPUTS,
     "tie_word_embeddings": Harmless("no language-model head is built"),
+    "tie_encoder_decoder": Harmless("there is no decoder", only=(False,)),
+    "is_decoder": Harmless("an encoder sees both sides", only=(False,)),
     "is_encoder_decoder": Harmless("this family is an encoder", only=(False,)),
+    "add_cross_attention": Harmless("there is no decoder", only=(False,)),
+    "cross_attention_hidden_size": Harmless("there is no decoder", only=(None,)),
     "chunk_size_feed_forward": Harmless("a memory setting"),
+    "gradient_checkpointing": Harmless("a memory setting; ours is model.activation_checkpointing"),
     "torchscript": _OUTPUTS,
+    "use_bfloat16": Harmless("the precision is model.dtype"),
+    "xla_device": _RECORD,
     "pruned_heads": Harmless("nothing was pruned", only=({}, None)),
 }
 """Fields that transformers writes for every family."""
@@ -56,23 +74,42 @@ def read_dims(cls: type[D], config: Mapping[str, Any], harmless: Mapping[str, Ha
     """`cls` (a dataclass with transformers' field names and defaults) from a `config.json`.
 
     Raises:
-        UserError: a field is neither one of `cls` nor harmless, by name.
+        UserError: fields that are neither one of `cls` nor harmless, or of a wrong type, by name.
     """
-    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    allowed = COMMON | dict(harmless)
+    kinds = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+    rules = COMMON | dict(harmless)
+    known = {key: value for key, value in config.items() if key in kinds}
     unknown = [
-        f"  {key} = {value!r}" + (f" (we know only {allowed[key].only})" if key in allowed else "")
+        f"  {key} = {value!r}{_only(rules.get(key))}"
         for key, value in config.items()
-        if key not in known and not _is_harmless(value, allowed.get(key))
+        if key not in kinds and not _is_harmless(value, rules.get(key))
     ]
     if unknown:
         raise UserError(
-            "config.json asks for something this model family does not do here:\n"
+            f"config.json asks for what {config.get('model_type', 'this family')} cannot do here:\n"
             + "\n".join(unknown)
-            + "\nIgnoring it could change the model, so the import stops."
+            + "\nIgnoring it could change the model. If it does not, delete it from config.json."
         )
-    return cls(**{key: value for key, value in config.items() if key in known})
+    wrong = [
+        f"  {key} = {value!r}: must be {' or '.join(_JSON[kind] for kind in kinds[key])}"
+        for key, value in known.items()
+        if not _is_a(value, kinds[key])
+    ]
+    if wrong:
+        raise UserError("config.json has values of a wrong type:\n" + "\n".join(wrong))
+    return cls(**known)
 
 
 def _is_harmless(value: Any, rule: Harmless | None) -> bool:
     return rule is not None and (rule.only is None or value in rule.only)
+
+
+def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
+    """A whole number is a float too; true and false are no numbers."""
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def _only(rule: Harmless | None) -> str:
+    return f" (understood is {' or '.join(map(repr, rule.only))})" if rule and rule.only else ""

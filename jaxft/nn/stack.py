@@ -1,4 +1,4 @@
-"""Layers of one kind, stacked along a leading axis and run by one scan, so that depth costs nothing to compile."""
+"""Layers of one kind, stacked along a leading axis and run by one scan, whatever the depth."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax import lax
 
-from jaxft.nn.layers import constrain_rows
+from jaxft.nn.layers import Compute, constrain_rows
 
 
 class Stack(nnx.Module):
@@ -20,13 +20,12 @@ class Stack(nnx.Module):
         layer: Callable[[nnx.Rngs], nnx.Module],
         count: int,
         *,
-        checkpointing: str,
+        compute: Compute,
         rngs: nnx.Rngs,
         start: int = 0,
         stride: int = 1,
     ):
-        self.count = count
-        self.checkpointing = checkpointing
+        self.count, self.compute = count, compute
         self.layers = nnx.vmap(layer)(rngs.split(count))
         indices = tuple(range(start, start + stride * count, stride))
         for _, param in nnx.to_flat_state(nnx.state(self.layers, nnx.Param)):
@@ -37,7 +36,7 @@ class Stack(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the last layer's output and every layer's output, [count, B, L, D].
 
-        The latter costs nothing when the caller drops it. Each layer is called as `layer(x, *args, key)`.
+        The latter costs nothing when the caller drops it. Each layer gets `x`, `args` and `key`.
         """
         graph, state = nnx.split(self.layers)
         keys = None if key is None else jax.random.split(key, self.count)
@@ -48,7 +47,9 @@ class Stack(nnx.Module):
             x_BLD = constrain_rows(x_BLD)
             return x_BLD, x_BLD
 
-        return lax.scan(_checkpoint(body, self.checkpointing), x_BLD, (nnx.to_pure_dict(state), keys))
+        layers = nnx.to_pure_dict(state), keys
+        body = _checkpoint(body, self.compute.activation_checkpointing)
+        return lax.scan(body, x_BLD, layers, unroll=self.compute.unroll_layers)
 
 
 def _checkpoint(body: Callable, mode: str) -> Callable:

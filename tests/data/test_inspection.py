@@ -12,18 +12,9 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
-from jaxft.data import duplicates
+from jaxft.data import duplicates, inspection
 from jaxft.data.duplicates import normalised, overlap, signatures, similarity
-from jaxft.data.inspection import (
-    Split,
-    advice,
-    bars,
-    baseline,
-    inspect,
-    label_summary,
-    lengths,
-    render,
-)
+from jaxft.data.inspection import Split, advice, baseline, inspect, label_summary, lengths, render
 from jaxft.data.sources import read
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -98,6 +89,15 @@ def test_near_duplicates_are_those_above_the_similarity_and_found_reliably():
     assert 200 < truth < 500
     assert 0.95 * truth <= found["near"] <= truth
     assert len(found["examples"]) == 3
+
+
+def test_the_nearest_of_many_similar_texts_is_the_one_compared():
+    (text,) = messages(1)
+    nearest = "z" + text[1:]
+    further = [text[:at] + "z" + text[at + 1 : -9] + "z" + text[-8:] for at in range(9, 40, 2)]
+    assert max(similarity(text, other) for other in further) < duplicates.NEAR
+    for known in ([nearest, *further], [*further, nearest]):
+        assert [found["known"] for found in compare([text], known)["examples"]] == [nearest]
 
 
 def test_similarity_is_jaccards_over_character_five_grams():
@@ -275,7 +275,7 @@ def test_the_picture_of_a_regression_shows_its_range_and_mean_baseline():
 
 
 def test_bars_show_every_bin_that_is_not_empty():
-    assert bars([0, 1, 700, 350]) == " ▂█▅"
+    assert inspection.bars([0, 1, 700, 350]) == " ▂█▅"
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real data of ../shared/data is absent")

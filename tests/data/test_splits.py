@@ -64,8 +64,8 @@ def test_each_label_has_its_share_and_rare_ones_stay_in_train():
 
 
 def test_a_label_in_validation_is_always_in_train():
-    labels = [f"l{i // 2}" for i in range(200)]  # two rows each
-    for size in (0.1, 0.4, 0.5):
+    pairs = [f"l{i // 2}" for i in range(200)]  # two rows each
+    for labels, size in (pairs, 0.1), (pairs, 0.4), (pairs, 0.5), (["a"] * 100 + pairs[:100], 0.6):
         train, validation = cut_validation(tickets(label=labels), size, seed=0)
         assert len(validation) == size * 200
         assert set(validation["label"]) <= set(train["label"])

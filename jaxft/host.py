@@ -1,0 +1,27 @@
+"""Settings of the host process that matter for speed."""
+
+import ctypes
+import sys
+from importlib.util import find_spec
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_ACCELERATORS = ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin")
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed memory for the next step, on hosts that compute on CPU; call it before JAX starts.
+
+    XLA's CPU backend allocates and frees hundreds of MB a step, and mapping those pages anew took an eighth of its
+    time (docs/benchmarks.md). Source: mallopt(3).
+    """
+    if not sys.platform.startswith("linux") or any(map(find_spec, _ACCELERATORS)):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        for parameter, value in (
+            (_M_ARENA_MAX, 1),
+            (_M_MMAP_MAX, 0),
+            (_M_TRIM_THRESHOLD, -1),
+            (_M_TOP_PAD, 64 * 2**20),
+        ):
+            mallopt(parameter, value)

@@ -1,0 +1,147 @@
+"""Tiny runs of the verbs, in this process and in others: one batch shape, so that little is compiled."""
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from conftest import WORDS
+from orbax.checkpoint import v1 as ocp
+
+from jaxft import evaluate, export, flags, predict, train
+from jaxft.data.features import Split
+from jaxft.experiment import Experiment, assemble
+
+BATCH, LENGTH = 8, 16
+VERBS = {"train": train, "evaluate": evaluate, "predict": predict, "export": export}
+FIXED = {
+    "task.name": "classify",
+    "data.max_length": LENGTH,
+    "train.batch_size": BATCH,
+    "train.max_steps": 12,
+    "train.eval_steps": 4,
+    "train.logging_steps": 1,
+    "optim.learning_rate": 1e-3,
+    "optim.warmup_steps": 2,
+    "checkpoint.keep_last": 2,
+    "checkpoint.keep_best": 1,
+}
+
+
+def sentence(draw: random.Random, *words: str) -> str:
+    """9 to 13 words, so that every batch is padded to 16 tokens."""
+    text = [*words, *(draw.choice(WORDS) for _ in range(draw.randint(9, 13) - len(words)))]
+    draw.shuffle(text)
+    return " ".join(text)
+
+
+def rows(count: int, seed: int, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
+    """Texts with a label that is one of their words."""
+    draw = random.Random(seed)
+    chosen = [labels[i % len(labels)] for i in range(count)]
+    draw.shuffle(chosen)
+    return [(sentence(draw, label), label) for label in chosen]
+
+
+def table(path: Path, content: Iterable[Sequence[Any]], header: Sequence[str] = ("text", "label")):
+    """Writes a CSV file and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *content])
+    return path
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The config keys of a small data set under `folder`: five batches, the last one not full."""
+    sizes = {"train": 37, "validation": 21, "test": 19}
+    made = {
+        f"data.{name}": str(table(folder / f"{name}.csv", rows(size, seed)))
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+    return made | {"data.cache_dir": str(folder / "tokens")}
+
+
+def argv(keys: dict[str, Any], workdir: Path | str | None = None) -> list[str]:
+    """The command line of `train`; None is left to the recipe."""
+    given = FIXED | keys
+    words = [f"--config.{key}={value}" for key, value in given.items()]
+    return words + ([f"--workdir={workdir}"] if workdir is not None else [])
+
+
+def run(workdir: Path | str, keys: dict[str, Any]) -> dict[str, Any]:
+    """Trains in this process and returns the result."""
+    train.main(argv(keys, workdir))
+    content = (Path(workdir) / "result.json").read_text()
+    return json.loads(content)
+
+
+def refused(capsys: pytest.CaptureFixture, verb: str, words: Sequence[str]) -> str:
+    """The message of a command that must end with exit code 2, one message and no traceback."""
+    capsys.readouterr()
+    with mock.patch.object(sys, "argv", [verb, *words]), pytest.raises(SystemExit) as left:
+        flags.run(VERBS[verb].main)
+    out, err = capsys.readouterr()
+    assert left.value.code == 2
+    assert out == ""
+    assert err.count("jaxft: error: ") == 1
+    assert "Traceback" not in err
+    return err.partition("jaxft: error: ")[2].strip()
+
+
+def assembled(keys: dict[str, Any]) -> tuple[Experiment, dict[str, Split], Any]:
+    """The parts of a run without running it."""
+    from jaxft import config, tasks
+
+    given = flags.train_flags(argv(keys), tasks.options)
+    made = config.load(given.config, given.arg, given.overrides, tasks.options)
+    return assemble(made, lambda text: None)
+
+
+def start(words: Sequence[str], *, devices: int = 8, code: str = "") -> subprocess.Popen:
+    """Another process that trains; `code` runs in it before, with `train` at hand."""
+    program = f"import sys\nfrom jaxft import flags, train\n{code}\nflags.run(train.main)\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+def arrays(workdir: Path | str, step: int) -> dict[str, np.ndarray]:
+    """Weights, moments and count of a checkpoint, as numpy arrays by name."""
+    folder = Path(workdir).resolve() / "checkpoints" / str(step)
+    found = ocp.checkpointables_metadata(folder).metadata
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        {name: found[name] for name in ("params", "optimizer")},
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(folder, wanted))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def metrics(workdir: Path | str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without what a clock decides."""
+    timed = ("time", "train/examples_per_s", "train/tokens_per_s", "train/memory_bytes")
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Whether all arrays are bitwise equal."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
