@@ -200,7 +200,7 @@ def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
     free = shutil.disk_usage(there).free
     if free < bytes_each * count:
         raise UserError(
-            f"{folder}: {free / 1e9:.1f} GB are free, but {count} checkpoints of {bytes_each / 1e9:.2f} GB each are to "
+            f"{folder}: {free / 1e9:.3g} GB are free, but {count} checkpoints of {bytes_each / 1e9:.3g} GB each are to "
             "come (checkpoint.keep_last + checkpoint.keep_best + the one being written). Free some room, keep fewer or "
             "choose another --workdir."
         )
@@ -208,4 +208,4 @@ def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
 
 def _in_short(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+    return f"{type(error).__name__}: {lines[0][:400] if lines else ''}"

@@ -24,7 +24,7 @@ from jaxft.nn.layers import Compute
 from jaxft.nn.weights import Path, unflatten
 from jaxft.optim import make_optimizer
 from jaxft.sharding import ROWS, check_divides, make_mesh, state_shardings, weight_shardings
-from jaxft.step import Depths, TrainState, eval_step, train_step
+from jaxft.step import TrainState, eval_step, train_step
 
 Say = Callable[[str], None]
 LOWER_IS_BETTER = ("loss", "mse", "mae")
@@ -131,17 +131,15 @@ class Experiment:
         init = jax.jit(optimizer.init, out_shardings=places.opt_state)
         return TrainState(jax.device_put(jnp.int32(0), places.step), tree, {}, init(tree))
 
-    def train_step(self, optimizer: optax.GradientTransformation, log_every: int) -> Callable:
+    def train_step(self, optimizer: optax.GradientTransformation) -> Callable:
         """`step.train_step` of this experiment, jitted; the state is donated."""
         step = partial(
             train_step,
             task=self.task,
             merge=self.drawn.merge,
             optimizer=optimizer,
-            depths=Depths(self.drawn.weights),
             seed=self.config.seed,
             micro_batches=self.config.train.gradient_accumulation_steps,
-            log_every=log_every,
         )
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
@@ -193,6 +191,9 @@ def load_tokenizer(folder: FilePath) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{folder} has no tokenizer that can be read: {first}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # transformers makes an empty tokenizer of a folder without the files of one.
+        raise UserError(f"{folder} has no tokenizer: its vocabulary is empty. Is tokenizer.json missing?")
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: no tokenizer.json, and the slow tokenizers are not supported.")
     return tokenizer
@@ -212,7 +213,9 @@ def assemble(
     models.family(source.config)
     rows = read_splits(config.data, module.COLUMNS, module.TEXTS, config.seed, say)
     known = _known_labels(source.config)
-    task = module.Task.from_data(config.task, rows["train"].dataset[module.LABEL][:], known)
+    train_rows = rows["train"]
+    labels = train_rows.dataset[module.LABEL][:]
+    task = module.Task.from_data(config.task, labels, known, train_rows.source)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
     drawn = _draw(config.model, source.config, module, task, say)
     _check_head(source, drawn, task, known, config.model.new_head)
@@ -220,6 +223,11 @@ def assemble(
     matched = drawn.match(source.checkpoint, config.model.new_head) if source.checkpoint else None
     _say_match(matched, say)
     _check_lengths(experiment)
+    if experiment.metric not in task.score_names:
+        raise UserError(
+            f"checkpoint.metric_for_best_model={experiment.metric!r} is no score of this task; there is "
+            f"{', '.join(task.score_names)}."
+        )
     train = config.train
     check_divides(
         mesh,
@@ -293,7 +301,9 @@ def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device
     if wanted == "auto":
         return "xla" if obstacles else "cudnn"
     if wanted == "cudnn" and obstacles:
-        raise UserError(f"model.attention='cudnn' cannot do {' or '.join(obstacles)}; use 'xla' or 'auto'.")
+        raise UserError(
+            f"model.attention='cudnn' is impossible with {' and '.join(obstacles)}; use 'xla' or 'auto'."
+        )
     return wanted
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.depths import Depths
 from jaxft.history import History
+from jaxft.nn.weights import Tree
 from jaxft.progress import Progress
 from jaxft.report import RunLog
 
@@ -52,10 +54,10 @@ class Recorder:
         *,
         every: int,
         learning_rates: Callable[[int], np.ndarray],
-        sizes_D: np.ndarray,
+        depths: Depths,
     ):
         self.log, self.bar, self.history, self.every = log, bar, history, every
-        self.learning_rates, self.sizes_D = learning_rates, sizes_D
+        self.learning_rates, self.depths = learning_rates, depths
         kind = jax.devices()[0].device_kind
         self.peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
         self._held: tuple[int, Mapping[str, jax.Array], Work] | None = None
@@ -63,6 +65,14 @@ class Recorder:
         self._window_s = 0.0
         self._since_s = self._woken_s = time.perf_counter()
         self._disturbed = True
+
+    def look(self, step: int, params: Tree) -> Any:
+        """Before an update that will be logged: what `compare` needs to see of the weights."""
+        return self.depths.probe(params) if step % self.every == 0 else None
+
+    def compare(self, before: Any, params: Tree) -> dict[str, Any]:
+        """After an update: how far it moved the weights, where `look` looked."""
+        return {} if before is None else {"movement": self.depths.compare(before, params)}
 
     def push(self, step: int, metrics: Mapping[str, jax.Array], work: Work) -> None:
         """Holds the metrics of the update that was just dispatched and reads the one before."""
@@ -117,12 +127,12 @@ class Recorder:
     def _write(self, step: int, values: dict[str, Any], rates: dict[str, float]) -> None:
         self.history.train_loss = float(np.mean(self.history.losses))
         rate_D = self.learning_rates(step - 1)
-        changed = float((values["changed_D"] * self.sizes_D).sum() / self.sizes_D.sum())
+        movement = values["movement"]
         row = {
             "train/loss": self.history.train_loss,
             "train/learning_rate": float(rate_D.max()),
             "train/grad_norm": float(values["grad_norm"]),
-            "train/changed_weights": changed,
+            "train/changed_weights": float((movement.changed_D * self.depths.shares_D).sum()),
             **{f"train/{name}": value for name, value in rates.items()},
         }
         if self.peak:
@@ -130,7 +140,7 @@ class Recorder:
             row["train/mfu"] = flops_per_s / (self.peak * jax.device_count())
         if (memory := memory_bytes()) is not None:
             row["train/memory_bytes"] = memory
-        for depth, (rate, ratio) in enumerate(zip(rate_D, values["update_ratio_D"], strict=True)):
+        for depth, (rate, ratio) in enumerate(zip(rate_D, movement.ratio_D, strict=True)):
             row[f"train/learning_rate/depth_{depth:02d}"] = float(rate)
             row[f"train/update_ratio/depth_{depth:02d}"] = float(ratio)
         self.log.scalars(step, row)

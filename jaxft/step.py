@@ -8,13 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import lax
 
 from jaxft.nn.tokens import Batch
-from jaxft.nn.weights import Path, Tree, Weight, flatten
+from jaxft.nn.weights import Tree
 
 
 class TrainState(NamedTuple):
@@ -49,10 +48,8 @@ def train_step(
     task: Task,
     merge: Merge,
     optimizer: optax.GradientTransformation,
-    depths: "Depths",
     seed: int,
     micro_batches: int,
-    log_every: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update: sum the loss over micro-batches, divide once by the global weight, clip, update.
 
@@ -83,10 +80,7 @@ def train_step(
     accepted = (step == state.step) & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new = TrainState(state.step + 1, params, state.frozen, opt_state)
     new = jax.tree.map(lambda after, before: jnp.where(accepted, after, before), new, state)
-    logged = (step + 1) % log_every == 0
-    ratio_D, changed_D = depths.statistics(updates, state.params, logged)
-    metrics = {"loss": loss, "grad_norm": grad_norm, "accepted": accepted}
-    return new, metrics | {"update_ratio_D": ratio_D, "changed_D": changed_D}
+    return new, {"loss": loss, "grad_norm": grad_norm, "accepted": accepted}
 
 
 def eval_step(params: Tree, batch: Batch, *, task: Task, merge: Merge) -> Mapping[str, jax.Array]:
@@ -109,43 +103,3 @@ def join(trainable: Tree, frozen: Tree) -> Tree:
         else trainable.get(key, frozen.get(key))
         for key in trainable | frozen
     }
-
-
-class Depths:
-    """Sums over the weights of each depth, for the logs."""
-
-    def __init__(self, weights: Mapping[Path, Weight]):
-        self.weights = weights
-        self.count = 1 + max(depth for weight in weights.values() for depth in weight.depth)
-        sizes = np.zeros(self.count)
-        for weight in weights.values():
-            np.add.at(sizes, list(weight.depth), weight.size / len(weight.depth))
-        self.sizes_D = sizes.astype(np.float32)
-
-    def statistics(
-        self, updates: Tree, params: Tree, logged: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """|update| / |weight| and the share of weights that the update changes, per depth; zeros unless `logged`."""
-
-        def squares(x: jax.Array, keep: int) -> jax.Array:
-            axes = "abcdefg"[: x.ndim]
-            return jnp.einsum(f"{axes},{axes}->{axes[:keep]}", x, x)  # no sum is as fast as a dot
-
-        def moved(u: jax.Array, p: jax.Array, keep: int) -> jax.Array:
-            return (p + u != p).sum(tuple(range(keep, p.ndim)), dtype=jnp.float32)
-
-        def count() -> tuple[jax.Array, jax.Array]:
-            ratio_D = jnp.sqrt(self._sum(squares, updates) / self._sum(squares, params))
-            return ratio_D, self._sum(moved, updates, params) / self.sizes_D
-
-        nothing_D = jnp.zeros(self.count)
-        return lax.cond(logged, count, lambda: (nothing_D, nothing_D))
-
-    def _sum(self, function: Callable[..., jax.Array], *trees: Tree) -> jax.Array:
-        """[D] sums of `function(*leaves, keep)`, which reduces all but the first `keep` axes (1 for a stack)."""
-        total_D = jnp.zeros(self.count)
-        for leaves in zip(*(flatten(tree) for tree in trees), strict=True):
-            weight = self.weights[leaves[0][0]]
-            values = function(*(leaf for _, leaf in leaves), int(weight.stacked))
-            total_D = total_D.at[jnp.array(weight.depth)].add(values)
-        return total_D

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import files, html, report
+from jaxft import __version__, files, html, report
 from jaxft.config import to_dict
 from jaxft.data import inspection
 from jaxft.data.batches import BatchSource
@@ -24,7 +24,7 @@ from jaxft.scoring import Outputs
 from jaxft.workdir import Workdir
 
 WORST = 30
-PACKAGES = ("jaxft", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "grain")
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "grain")
 
 
 def inspect(
@@ -101,7 +101,7 @@ def result(
         "peak_memory_bytes": memory_bytes(peak=True),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"jaxft": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "command": shlex.join(["python", "-m", "jaxft.train", *sys.argv[1:]]),
     }
 

@@ -1,5 +1,6 @@
 """`python -m jaxft.train`: fine-tune every weight of a checkpoint, and score it. The algorithm is `Run.loop`."""
 
+import json
 import os
 import sys
 import time
@@ -19,7 +20,9 @@ from jaxft import flags, summary, tasks
 from jaxft.checkpoint import Checkpoints, check_room
 from jaxft.config import Config
 from jaxft.data.batches import BatchSource, Plan, put, rows_here, stream
+from jaxft.data.cache import cache_key
 from jaxft.data.features import Split
+from jaxft.depths import Depths
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.history import History
@@ -34,7 +37,7 @@ from jaxft.report import RunLog
 from jaxft.schema import DEFAULT_EPOCHS
 from jaxft.scoring import Scorer
 from jaxft.sharding import bytes_per_device, start_processes
-from jaxft.step import Depths, TrainState
+from jaxft.step import TrainState
 from jaxft.workdir import Workdir
 
 
@@ -49,24 +52,10 @@ def main(argv: list[str]) -> None:
     count, kind = len(jax.devices()), jax.devices()[0].device_kind
     say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
     workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
-    saved = workdir.read_json("config.json")
-    if saved is not None:
-        refuse_other_config(workdir, configs.from_dict(saved, tasks.options), config)
+    workdir.refuse_other_config(config, tasks.options)
     result = workdir.read_json("result.json") or train(config, workdir, say)
     if result is not None and leads:
         summary.announce(result, workdir, say)
-
-
-def refuse_other_config(workdir: Workdir, saved: Config, given: Config) -> None:
-    """Raises UserError when a run would go on with a config that is not its own."""
-    conflicts = configs.resume_conflicts(saved, given)
-    if conflicts:
-        differ = configs.differences(saved, given)
-        lines = [f"  {key}: the run has {differ[key][0]!r}, given is {differ[key][1]!r}" for key in conflicts]
-        raise UserError(
-            f"{workdir} holds a run with another config:\n" + "\n".join(lines) + "\nOnly mesh, checkpoint and logging "
-            "keys may change. Give the run's own values, or another --workdir."
-        )
 
 
 def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
@@ -80,10 +69,10 @@ def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
     run.inspect()
     run.prepare_workdir()
     try:
-        state, start = run.begin(matched)
-        steps = run.compile()
-        end, state = run.loop(steps, state, start)
-        return run.finish(state, end) if end is not None else None
+        state, step = run.begin(matched)
+        if not run.is_over(step):
+            state, step = run.loop(run.compile(), state, step)
+        return run.finish(state, step) if run.is_over(step) else None
     finally:
         run.checkpoints.close()
 
@@ -153,7 +142,7 @@ class Run:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        return self.experiment.checkpoints(self.workdir.checkpoints, self.say)
+        return self.experiment.checkpoints(self.workdir.checkpoints, self.say, writes=True)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -174,16 +163,22 @@ class Run:
 
     def prepare_workdir(self) -> None:
         """Checks that the run can be written down, and writes what describes it."""
+        tokenizer = json.loads(self.experiment.tokenizer.backend_tokenizer.to_str())
+        # The last call's options are part of it, too.
+        digests = {"tokenizer": cache_key(**tokenizer | {"truncation": None, "padding": None})}
+        digests |= {name: split.rows.digest for name, split in self.splits.items()}
+        self.workdir.refuse_other_inputs(digests)
         if jax.process_index() == 0:
-            self.workdir.prepare()
             leaves = jax.tree.leaves(self.abstract)
             keep = self.config.checkpoint
             check_room(
-                self.workdir.checkpoints.parent,
+                self.workdir.checkpoints,
                 sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
                 keep.keep_last + keep.keep_best + 1,
             )
+            self.workdir.prepare()
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
+            self.workdir.write_json("inputs.json", digests)
             self.workdir.write_json("config.json", configs.to_dict(self.config))
         self.say(f"Writing to {self.workdir}")
 
@@ -202,7 +197,7 @@ class Run:
     def compile(self) -> dict[int, Callable]:
         """The update for each padded length and the evaluation, so that memory errors come now and not later."""
         began_s = time.perf_counter()
-        jitted = self.experiment.train_step(self.optimizer, self.schedule.log)
+        jitted = self.experiment.train_step(self.optimizer)
 
         def compile_for(length: int) -> Callable:
             batch = put(self.source.empty(length), self.experiment.rows)
@@ -212,17 +207,21 @@ class Run:
         # Compilation leaves Python's lock, so that several programs compile side by side.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             steps = dict(zip(self.plan.shapes, pool.map(compile_for, self.plan.shapes), strict=True))
-        self.scorer.compile(self.abstract.params, "validation")
+        self.scorer.compile(self.abstract.params)
         took_s = time.perf_counter() - began_s
         self.history.compile_s += took_s
         lengths = ", ".join(map(str, steps))
         self.say(f"Compiled the update for rows of {lengths} tokens, and evaluation, in {took_s:.1f} s")
         return steps
 
+    def is_over(self, step: int) -> bool:
+        """Whether nothing is left to do after this step: the schedule has ended, or the score stopped improving."""
+        return step == self.schedule.total or self._has_stalled()
+
     def loop(
         self, steps: dict[int, Callable], state: TrainState, start: int
-    ) -> tuple[int | None, TrainState]:
-        """Updates until the end; returns the last step (None after a signal) and its state."""
+    ) -> tuple[TrainState, int]:
+        """Updates until the run is over or a signal comes; returns the state and its step."""
         with ExitStack() as stack:
             recorder = self._recorder(start, stack)
             interrupts = stack.enter_context(Interrupts())
@@ -230,21 +229,21 @@ class Run:
             try:
                 for step, batch in enumerate(batches, start + 1):
                     length = batch.tokens.ids_BL.shape[1]
+                    before = recorder.look(step, state.params)
                     state, metrics = steps[length](state, batch, np.int32(step - 1))
+                    metrics |= recorder.compare(before, state.params)
                     recorder.push(step, metrics, self._work(step, length))
 
-                    last, leaving = step == self.schedule.total, interrupts.stop(step)
-                    scores = None
-                    if last or step % self.schedule.evaluate == 0:
+                    leaving, scores = interrupts.stop(step), None
+                    if step % self.schedule.evaluate == 0 or step == self.schedule.total:
                         scores = self._evaluate(recorder, state, step)
-                        last = last or self._has_stalled(recorder)
                     if scores or leaving or step % self.schedule.save == 0:
                         self._save(recorder, state, step, scores)
-                    if last:
-                        return step, state
+                    if self.is_over(step):
+                        return state, step
                     if leaving:
                         self._leave(recorder, interrupts, step)
-                        return None, state
+                        return state, step
             except NonFiniteLoss as error:
                 self._save(recorder, state, error.step - 1, None)
                 folder = summary.dump_batch(self.workdir, self.source, self.splits["train"], error)
@@ -253,6 +252,9 @@ class Run:
 
     def finish(self, state: TrainState, end: int) -> dict[str, Any]:
         """Scores the best weights and writes result.json and report.html."""
+        if end < self.schedule.total:
+            waited = self.config.train.early_stopping_patience
+            self.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")
         self.checkpoints.wait()
         best = self.checkpoints.best or end
         params = state.params
@@ -281,7 +283,7 @@ class Run:
             self.history,
             every=self.schedule.log,
             learning_rates=learning_rates_by_depth(config.optim, weights, self.schedule.total),
-            sizes_D=Depths(weights).sizes_D,
+            depths=Depths(weights),
         )
 
     def _work(self, step: int, length: int) -> Work:
@@ -292,23 +294,15 @@ class Run:
     def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:
         recorder.drain()
         scores, outputs = self.scorer.scores(state.params, "validation")
-        if self.metric not in scores:
-            raise UserError(
-                f"checkpoint.metric_for_best_model={self.metric!r} is no score of this task; there is {', '.join(scores)}."
-            )
-        self.history.evaluations.append((step, scores[self.metric]))
+        self.history.evaluations.append((step, scores))
         targets = self.splits["validation"].targets
         summary.log_scores(recorder, self.experiment.task, step, scores, outputs, targets)
         recorder.restart_clock()
         return scores
 
-    def _has_stalled(self, recorder: Recorder) -> bool:
-        patience = self.config.train.early_stopping_patience
-        waited = self.history.without_improvement(self.experiment.lower_is_better)
-        if patience is None or waited < patience:
-            return False
-        recorder.bar.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")
-        return True
+    def _has_stalled(self) -> bool:
+        patience, lower = self.config.train.early_stopping_patience, self.experiment.lower_is_better
+        return patience is not None and self.history.without_improvement(self.metric, lower) >= patience
 
     def _save(
         self, recorder: Recorder, state: TrainState, step: int, scores: dict[str, float] | None

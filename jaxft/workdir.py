@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxft import config as configs
 from jaxft import files
+from jaxft.config import Config, TaskOptions
 from jaxft.errors import UserError
 
 RUNS = "runs"
@@ -24,8 +26,9 @@ RUNS = "runs"
 class Workdir:
     """Names of what lies where.
 
-    `config.json` as resolved; `model/`, the Hugging Face config and tokenizer that an export will carry; `checkpoints/`;
-    TensorBoard events, `metrics.jsonl`; at the end `result.json` and `report.html`.
+    `config.json` as resolved; `inputs.json`, digests of what was read; `model/`, the Hugging Face config and tokenizer
+    that an export will carry; `checkpoints/`; TensorBoard events, `metrics.jsonl`; at the end `result.json` and
+    `report.html`.
     """
 
     path: str
@@ -47,8 +50,15 @@ class Workdir:
 
     @property
     def checkpoints(self) -> epath.Path:
-        # orbax wants an absolute path; a URL is one already.
-        return epath.Path(self.file("checkpoints")).resolve()
+        """Where orbax writes. Raises UserError for a kind of URL that it does not know."""
+        if "://" not in self.path:
+            return epath.Path(self.file("checkpoints")).expanduser().resolve()
+        try:
+            return epath.Path(self.file("checkpoints"))
+        except KeyError:
+            raise UserError(
+                f"--workdir={self.path}: checkpoints can lie on a disk, gs:// or s3://, and nowhere else."
+            ) from None
 
     def prepare(self) -> None:
         """Makes the folder. Raises UserError when it cannot be written."""
@@ -56,13 +66,45 @@ class Workdir:
             files.write_file(self.file(".writable"), b"")
             fs, where = files.locate(self.file(".writable"))
             fs.rm_file(where)
-        except OSError as error:
-            raise UserError(f"--workdir={self.path} cannot be written: {error.strerror or error}.") from error
+        except Exception as error:  # each cloud has its own
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--workdir={self.path} cannot be written: {reason}.") from error
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file, None where there is none."""
-        content = files.read_file(self.file(name))
-        return None if content is None else json.loads(content)
+        """The content of a JSON file, None where there is none. Raises UserError when it cannot be read."""
+        try:
+            content = files.read_file(self.file(name))
+            return None if content is None else json.loads(content)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"--workdir={self.path}: {name} cannot be used: {reason} ({name}).") from error
+
+    def refuse_other_config(self, given: Config, task_options: TaskOptions) -> None:
+        """Raises UserError when the run here would go on with a config that is not its own."""
+        content = self.read_json("config.json")
+        if content is None:
+            return
+        saved = configs.from_dict(content, task_options)
+        differ = configs.differences(saved, given)
+        lines = [
+            f"  {key}: the run has {differ[key][0]!r}, given is {differ[key][1]!r}"
+            for key in configs.resume_conflicts(saved, given)
+        ]
+        if lines:
+            raise UserError(
+                f"{self} holds a run with another config:\n" + "\n".join(lines) + "\nOnly mesh, checkpoint and logging "
+                "keys may change. Give the run's own values, or another --workdir."
+            )
+
+    def refuse_other_inputs(self, digests: Mapping[str, str]) -> None:
+        """Raises UserError when the run here would go on with files that have changed since it began."""
+        saved = self.read_json("inputs.json")
+        changed = [name for name in digests if saved is not None and saved.get(name) != digests[name]]
+        if changed:
+            raise UserError(
+                f"{self} holds a run that read something else: {', '.join(changed)} changed since it began, under the "
+                "same path. Put the former content back, or start anew in another --workdir."
+            )
 
     def write_json(self, name: str, obj: Any) -> None:
         files.write_json(self.file(name), obj)

@@ -19,7 +19,7 @@ HARMLESS_FIELDS = {
 UNUSED_TENSORS = {
     r"lm_head\..*": "the pretraining head (masked words)",
     r"embeddings\.position_ids": "a constant that old versions saved",
-    r"pooler\..*": "never trained; the classification head has a dense layer of its own",
+    r"pooler\..*": "the classification head has a dense layer of its own",
 }
 NEW_TENSORS: dict[str, str] = {}
 DROPOUT_FIELDS = {

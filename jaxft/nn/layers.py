@@ -1,6 +1,7 @@
 """Layers whose parameters know their logical axes, their checkpoint name and their kind.
 
-Shape suffixes: B rows, L tokens, D model width, F feed-forward width, H heads, K head width, C classes, V vocabulary.
+Shape suffixes: B rows, L tokens, D model width, F feed-forward width, H heads, K head width,
+C classes, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,16 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """Exact, in float32: bfloat16 loses the left tail in `1 + erf`, and erfc costs twice as much."""
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1 + lax.erf(x32 * 2**-0.5))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: 0.5 * x * (1 + lax.erf(x * 2**-0.5)),  # jax.nn.gelu's erfc costs twice as much
+    "gelu": _gelu,
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
@@ -33,7 +42,7 @@ class Compute:
     attention: Literal["xla", "cudnn"] = "xla"
     activation_checkpointing: Literal["none", "full", "dots"] = "none"
     unroll_layers: bool = False
-    """Compile each layer of a stack by itself: faster steps on CPU, slower compilation everywhere."""
+    """Compile each layer of a stack by itself: faster steps on CPU, slower compilation."""
 
 
 class Linear(nnx.Module):
@@ -56,7 +65,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(d_out), axes=axes[1:], hf=f"{hf}.bias", kind="bias")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # As a plain matrix product: with two row axes XLA's CPU backend transposes copies for the gradient.
+        # As a plain matrix product: with two row axes XLA's CPU backend transposes copies for the
+        # gradient.
         rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
         return rows.reshape(*x.shape[:-1], -1) + self.bias[...].astype(x.dtype)
 
@@ -87,7 +97,9 @@ class Embed(nnx.Module):
         self.table = nnx.Param(table, axes=(axis, "embed"), hf=f"{hf}.weight", kind="embedding")
 
     def __call__(self, index_BL: jax.Array) -> jax.Array:
-        return self.table[...][index_BL]
+        # Of a table that fsdp splits by width, vectors would come split and be dealt out again.
+        whole = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+        return _constrain(self.table[...], whole)[index_BL]
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -126,7 +138,12 @@ def split(key: jax.Array | None, n: int) -> list[jax.Array | None]:
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:
-    """Keep rows split over the mesh's `data` and `fsdp` axes; a no-op outside a mesh that has them."""
+    """Keep rows split over the mesh's `data` and `fsdp` axes."""
+    return _constrain(x, PartitionSpec(("data", "fsdp")))
+
+
+def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """A no-op outside a mesh that has these axes."""
     if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
         return x
-    return lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+    return lax.with_sharding_constraint(x, spec)

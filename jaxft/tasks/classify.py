@@ -56,8 +56,10 @@ class Task:
     separator: str | None = None
 
     @classmethod
-    def from_data(cls, options: Options, label: Sequence[Any], known: Sequence[str] = ()) -> "Task":
-        """Reads problem and label names off the training split.
+    def from_data(
+        cls, options: Options, label: Sequence[Any], known: Sequence[str] = (), source: str = ""
+    ) -> "Task":
+        """Reads problem and label names off the training split, which comes from `source`.
 
         `known` are the labels of a checkpoint's own head: their order is kept when the data have no others.
 
@@ -74,8 +76,8 @@ class Task:
         )
         if len(counts) < 2:
             raise UserError(
-                f"The training labels hold one class only ({', '.join(counts) or 'none'}): there is nothing to learn. "
-                "Is data.label_column the right one?"
+                f"{source}: the training labels hold one class only ({', '.join(counts) or 'none'}): there is nothing "
+                "to learn. Is data.label_column the right one?"
             )
         labels = cells.order(counts, known)
         weights = cells.class_weights(options.class_weights, labels, counts)
@@ -117,6 +119,14 @@ class Task:
         return {"single_label_classification": "accuracy", "regression": "pearson"}.get(
             self.problem, "micro_f1"
         )
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What `scores` gives, known before there is anything to score."""
+        row_1C = np.zeros((1, self.num_labels), np.float32)
+        targets = row_1C if self.problem == "multi_label_classification" else [0]
+        outputs = {"logits_BC": row_1C, "losses_B": np.zeros(1), "weights_B": np.ones(1)}
+        return tuple(self.scores(outputs, targets))
 
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str

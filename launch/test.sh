@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Makes .venv, installs jaxft with its test extra, checks the code's style and types, and runs the tests.
+#   launch/test.sh [flags of pytest]
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare test
+if [ $# -eq 0 ]; then
+  .venv/bin/ruff check .
+  .venv/bin/ruff format --check .
+  .venv/bin/mypy
+fi
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,94 @@
+"""The loop hands out update k + 1 before it reads what update k gave."""
+
+import csv
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxft import config as configs
+from jaxft import recorder, tasks
+from jaxft.experiment import assemble
+from jaxft.recorder import Work
+from jaxft.train import Run
+from jaxft.workdir import Workdir
+
+STEPS = 6
+Events = list[tuple[str, int]]
+
+
+class Watched:
+    """A number on the device, as far as the loop can tell; `on_read` when the host asks for it."""
+
+    def __init__(self, value: Any, on_read: Callable[[], None]):
+        self.value, self.on_read = value, on_read
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self.on_read()
+        return np.asarray(self.value, dtype)
+
+
+@pytest.fixture
+def run(tmp_path, tiny_bert_folder) -> Run:
+    """Six updates of a tiny BERT with one evaluation, at the end."""
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for word in ("film", "movie", "plot", "red", "blue", "two", "one", "it"):
+            writer.writerows([(f"a good {word}", "yes"), (f"a bad {word}", "no")])
+    data = {"train": str(tmp_path / "rows.csv"), "validation": str(tmp_path / "rows.csv")}
+    config = {
+        "model": {"pretrained": str(tiny_bert_folder)},
+        "data": {**data, "max_length": 8, "cache_dir": str(tmp_path / "tokens")},
+        "train": {"max_steps": STEPS, "batch_size": 8, "eval_steps": STEPS, "logging_steps": 2},
+    }
+    made = assemble(configs.from_dict(config, tasks.options), lambda text: None)
+    run = Run(*made[:2], Workdir(str(tmp_path / "run")), lambda text: None)
+    run.workdir.prepare()
+    return run
+
+
+def watch(update: Callable, events: Events) -> Callable:
+    """The same update; notes when it is handed out and when its loss is read."""
+
+    def watched(state: Any, batch: Any, k: np.int32) -> tuple[Any, Mapping[str, Any]]:
+        step = int(k) + 1
+        state, metrics = update(state, batch, k)
+        events.append(("handed out", step))
+        loss = Watched(metrics["loss"], lambda: events.append(("read", step)))
+        return state, {**metrics, "loss": loss}
+
+    return watched
+
+
+def test_pitfall_31_metrics_are_read_after_the_next_update_was_handed_out(run):
+    events: Events = []
+    steps = {length: watch(update, events) for length, update in run.compile().items()}
+    run.loop(steps, run.experiment.initial_state(run.optimizer, None), 0)
+    run.checkpoints.close()
+    late = [(("handed out", k + 1), ("read", k)) for k in range(1, STEPS)]
+    in_turn = [event for pair in late for event in pair]
+    assert events == [("handed out", 1), *in_turn, ("read", STEPS)]
+
+
+def test_pitfall_31_host_time_is_what_the_loop_adds_and_not_its_waiting(run, monkeypatch):
+    now_s = [0.0]
+
+    def pass_time(seconds: float) -> None:
+        now_s[0] += seconds
+
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    with ExitStack() as stack:
+        notes = run._recorder(0, stack)
+        notes.every = STEPS + 1
+        for step in range(1, STEPS + 1):
+            pass_time(0.002)  # the host fetches a batch and hands the update out
+            late = Watched(1.0, lambda: pass_time(0.5))  # the device computes it
+            metrics = {"accepted": True, "grad_norm": 1.0, "loss": late}
+            notes.push(step, metrics, Work(8, 64, 1e6))
+        notes.drain()
+    assert run.history.host_ms_per_step == pytest.approx(2)
+    assert run.history.train_s == pytest.approx(now_s[0])

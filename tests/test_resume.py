@@ -1,0 +1,310 @@
+"""A run that was killed, stopped or damaged goes on as the run that never was, bit by bit on the same mesh."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import runs
+
+from jaxft import flags, train
+from jaxft.checkpoint import Checkpoints
+from jaxft.interrupts import Interrupts
+
+SAVES = {"train.eval_steps": 4, "checkpoint.save_steps": 3}  # saved after 3, 4, 6, 8, 9 and 12
+OTHER_MESH = 1e-4
+"""Relative difference of losses: another mesh adds in another order, and Adam amplifies what is near 0."""
+DIE = "import os, signal\ndef die():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+TORN = "when step 8 is written but for its last rename"
+LATE = "between the last save and the result"
+KILLS = {
+    "between two saves, in the second epoch": DIE
+    + """
+from jaxft.interrupts import Interrupts
+Interrupts.stop = lambda self, step: step == 7 and die()
+""",
+    "while step 8 is being written": DIE
+    + """
+from jaxft.checkpoint import Checkpoints
+save = Checkpoints.save
+def save_and_die(self, step, **parts):
+    save(self, step, **parts)
+    step == 8 and die()
+Checkpoints.save = save_and_die
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory, tiny_bert_folder):
+    folder = tmp_path_factory.mktemp("data")
+    return {"model.pretrained": tiny_bert_folder} | SAVES | runs.tables(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def never_killed(folder, keys) -> Path:
+    """A finished run's folder; what it looked like just before step 8 was committed lies beside it."""
+    workdir, rename = folder / "never_killed", os.rename
+
+    def rename_and_look(src: Any, dst: Any, **options: Any) -> None:
+        if str(dst).endswith("/8"):
+            shutil.copytree(workdir, folder / TORN)
+        rename(src, dst, **options)
+
+    with mock.patch.object(os, "rename", rename_and_look):
+        runs.run(workdir, keys)
+    shutil.copytree(workdir, folder / LATE, ignore=shutil.ignore_patterns("result.json", "report.html"))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def killed(folder, keys, never_killed) -> dict[str, Path]:
+    """What is left of runs that got a SIGKILL, by when they got it."""
+    workdirs = {what: folder / what for what in (*KILLS, TORN, LATE)}
+    processes = [runs.start(runs.argv(keys, workdirs[what]), code=KILLS[what]) for what in KILLS]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, err
+    return workdirs
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a workdir that may be changed."""
+
+    def make(workdir: Path) -> Path:
+        return Path(shutil.copytree(workdir, tmp_path / "copy"))
+
+    return make
+
+
+@pytest.fixture
+def unfinished(copy, folder, never_killed) -> Path:
+    """The finished run's folder without its result."""
+    return copy(folder / LATE)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def logged_events(workdir: Path) -> list[int]:
+    """The steps of the training loss in TensorBoard, in the order of the file."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    (path,) = workdir.glob("events.out.tfevents.*")
+    events = list(EventFileLoader(str(path)).Load())
+    return [event.step for event in events for value in event.summary.value if value.tag == "train/loss"]
+
+
+def assert_as_never_stopped(workdir: Path, never_killed: Path) -> None:
+    result, expected = (json.loads((w / "result.json").read_text()) for w in (workdir, never_killed))
+    for part in ("step", "best_step", "validation", "test"):
+        assert result[part] == expected[part]
+    assert runs.same(runs.arrays(workdir, 12), runs.arrays(never_killed, 12))
+    assert runs.metrics(workdir) == runs.metrics(never_killed)
+    assert logged_events(workdir) == list(range(1, 13))
+    assert content(workdir / "checkpoints").keys() >= {"12/_CHECKPOINT_METADATA"}
+
+
+@pytest.mark.parametrize("what", [*KILLS, TORN, LATE])
+def test_pitfall_12_killed_and_restarted_equals_never_killed(what, killed, copy, keys, never_killed):
+    workdir = copy(killed[what])
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    runs.run(workdir, keys)
+    assert ("12" in before) == (what == LATE)
+    assert_as_never_stopped(workdir, never_killed)
+
+
+def test_pitfall_14_a_torn_save_is_never_picked_up(killed, copy, keys, capsys):
+    workdir = copy(killed[TORN])
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert any(name.startswith("8.") for name in left)
+    assert "8" not in left
+    assert max(row["step"] for row in runs.metrics(workdir)) == 8, "there is something to cut away"
+    runs.run(workdir, keys)
+    assert "Resuming after step 6 of 12" in capsys.readouterr().err
+    assert not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def test_pitfall_18_any_mesh_restores_any_checkpoint(killed, copy, keys, never_killed):
+    workdir = copy(killed["between two saves, in the second epoch"])
+    free = {"mesh.data": 1, "mesh.fsdp": 8, "checkpoint.keep_last": 4, "train.report_to": "[]"}
+    runs.run(workdir, keys | free)
+    for mine, theirs in zip(runs.metrics(workdir), runs.metrics(never_killed), strict=True):
+        for name in {"train/loss", "validation/loss"} & mine.keys():
+            assert mine[name] == pytest.approx(theirs[name], rel=OTHER_MESH)
+    assert json.loads((workdir / "config.json").read_text())["mesh"]["fsdp"] == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_going_on_equals_never_stopped(
+    number, tmp_path, keys, never_killed, capsys, monkeypatch
+):
+    workdir, stop = tmp_path / "run", Interrupts.stop
+
+    def stop_at_7(self: Interrupts, step: int) -> bool:
+        if step == 7:
+            os.kill(os.getpid(), number)
+        return stop(self, step)
+
+    monkeypatch.setattr(Interrupts, "stop", stop_at_7)
+    monkeypatch.setattr(sys, "argv", ["train", *runs.argv(keys, workdir)])
+    before = signal.getsignal(number)
+    if number == signal.SIGINT:
+        with pytest.raises(SystemExit) as left:
+            flags.run(train.main)
+        assert left.value.code == 130
+    else:
+        flags.run(train.main)  # exit code 0
+    assert signal.getsignal(number) is before
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"Stopped by {number.name} after step 7, which is saved" in err
+    assert f"--workdir={workdir} goes on" in err
+    assert not (workdir / "result.json").exists()
+
+    monkeypatch.setattr(Interrupts, "stop", stop)
+    runs.run(workdir, keys)
+    assert "Resuming after step 7 of 12" in capsys.readouterr().err
+    assert_as_never_stopped(workdir, never_killed)
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+DAMAGE = {
+    "arrays cut short": lambda folder: largest(folder).write_bytes(largest(folder).read_bytes()[:100]),
+    "no moments": lambda folder: shutil.rmtree(folder / "optimizer"),
+    "flipped bits": lambda folder: largest(folder).write_bytes(
+        bytes(255 - byte for byte in largest(folder).read_bytes())
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(what, unfinished, keys, never_killed, capsys):
+    DAMAGE[what](unfinished / "checkpoints" / "12")
+    runs.run(unfinished, keys)
+    err = capsys.readouterr().err
+    assert "WARNING: checkpoint 12 cannot be read" in err
+    assert "Falling back to checkpoint 9" in err
+    assert "Resuming after step 9 of 12" in err
+    assert (unfinished / "damaged_checkpoints" / "12-0").is_dir(), "nothing is deleted"
+    assert_as_never_stopped(unfinished, never_killed)
+
+
+def test_when_no_checkpoint_can_be_read_all_of_them_stay_and_nothing_starts_anew(unfinished, keys, capsys):
+    for step in (unfinished / "checkpoints").iterdir():
+        DAMAGE["arrays cut short"](step)
+    before = content(unfinished / "checkpoints")
+    message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
+    assert "None of the checkpoints under" in message
+    assert content(unfinished / "checkpoints") == before
+
+
+def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
+    tmp_path, keys, never_killed, capsys, monkeypatch
+):
+    save, kept = Checkpoints.save, []
+
+    def save_on_a_full_disk(self: Checkpoints, step: int, **parts: Any) -> None:
+        if step != 8:
+            return save(self, step, **parts)
+        self.wait()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            save(self, step, **parts)
+            self.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return kept.append(self.steps)
+
+    monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
+    runs.run(tmp_path / "run", keys)
+    err = capsys.readouterr().err
+    assert "WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: 4, 6" in err
+    assert "File too large" in err
+    assert "Traceback" not in err
+    assert kept == [[4, 6]]
+    assert runs.same(runs.arrays(tmp_path / "run", 12), runs.arrays(never_killed, 12))
+
+
+def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(unfinished, keys, capsys):
+    before = content(unfinished)
+    changed = {"optim.learning_rate": 0.5, "seed": 3, "mesh.fsdp": 8, "mesh.data": 1, "train.logging_steps": 5}
+    message = runs.refused(capsys, "train", runs.argv(keys | changed, unfinished))
+    assert "optim.learning_rate: the run has 0.001, given is 0.5" in message
+    assert "seed: the run has 0, given is 3" in message
+    assert "mesh.fsdp" not in message
+    assert "train.logging_steps" not in message
+    assert content(unfinished) == before
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_resuming_with_other_rows_under_the_same_path_is_refused(split, unfinished, tmp_path, keys, capsys):
+    path = Path(keys[f"data.{split}"])
+    original, before = path.read_bytes(), content(unfinished)
+    try:
+        runs.table(path, runs.rows(40, seed=9, labels=("bad", "good", "great")))
+        with mock.patch.dict(keys):
+            message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
+    finally:
+        path.write_bytes(original)
+    if split == "train":
+        assert "train changed since it began, under the same path" in message
+    assert content(unfinished) == before
+
+
+def test_a_finished_run_prints_its_result_again_and_changes_nothing(never_killed, keys, capsys, monkeypatch):
+    before = content(never_killed)
+    monkeypatch.setattr(sys, "argv", ["train", *runs.argv(keys, never_killed)])
+    flags.run(train.main)  # exit code 0
+    assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
+    assert content(never_killed) == before
+
+
+def test_a_run_may_go_on_with_another_metric_for_its_best_checkpoint(killed, copy, keys):
+    workdir = copy(killed["between two saves, in the second epoch"])
+    result = runs.run(workdir, keys | {"checkpoint.metric_for_best_model": "loss", "checkpoint.keep_last": 1})
+    losses = {row["step"]: row["validation/loss"] for row in runs.metrics(workdir) if "validation/loss" in row}
+    assert result["best_step"] == min(losses, key=losses.__getitem__)
+    assert result["validation"]["loss"] == losses[result["best_step"]]
+
+
+def test_pitfall_13_batch_k_is_made_without_the_batches_before_it(keys):
+    experiment, splits, _ = runs.assembled(keys)
+    from jaxft.data.batches import BatchSource, Plan, rows_here, stream
+
+    class Counted:
+        """A data set that notes which rows were asked for."""
+
+        def __init__(self, rows):
+            self.rows, self.asked = rows, []
+
+        def __getitem__(self, index):
+            self.asked.append(np.asarray(index))
+            return self.rows[index]
+
+    split = splits["train"]
+    plan = Plan(split.lengths, runs.BATCH, runs.LENGTH, seed=0)
+    counted = Counted(split.features)
+    mine = rows_here(runs.BATCH, experiment.rows)
+    source = BatchSource(plan, counted, experiment.task.collate, 10**6, mine)
+    batch = next(stream(source, 999_990, experiment.rows))
+    assert np.array_equal(batch.rows_B, plan[999_990][0])
+    assert len(counted.asked) <= 10, "only what is prefetched"
