@@ -154,7 +154,11 @@ class Checkpoints:
         damaged = []
         for candidate in [step] if step is not None else reversed(self.steps):
             try:
-                parts = self._orbax.load_checkpointables(candidate, wanted)
+                # One by one: where a part fails, orbax forgets to await those after it.
+                parts = {
+                    name: self._orbax.load_checkpointables(candidate, {name: part})[name]
+                    for name, part in wanted.items()
+                }
                 meta = self._orbax.checkpointables_metadata(candidate).custom_metadata
             except Exception as error:  # a damaged folder raises whatever its reader raises
                 reason = f"  {_in_short(error)}"

@@ -133,7 +133,7 @@ def test_pitfall_14_a_torn_save_is_never_picked_up(killed, copy, keys, capsys):
     left = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert any(name.startswith("8.") for name in left)
     assert "8" not in left
-    assert max(row["step"] for row in runs.metrics(workdir)) == 8, "there is something to cut away"
+    assert max(row["step"] for row in runs.metrics(workdir)) >= 8, "there is something to cut away"
     runs.run(workdir, keys)
     assert "Resuming after step 6 of 12" in capsys.readouterr().err
     assert not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
