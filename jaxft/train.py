@@ -71,7 +71,7 @@ def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
     try:
         state, step = run.begin(matched)
         if not run.is_over(step):
-            state, step = run.loop(run.compile(), state, step)
+            state, step = run.loop(run.compile(step), state, step)
         return run.finish(state, step) if run.is_over(step) else None
     finally:
         run.checkpoints.close()
@@ -141,6 +141,10 @@ class Run:
         return self.experiment.metric
 
     @cached_property
+    def depths(self) -> Depths:
+        return Depths(self.experiment.drawn.weights)
+
+    @cached_property
     def checkpoints(self) -> Checkpoints:
         return self.experiment.checkpoints(self.workdir.checkpoints, self.say, writes=True)
 
@@ -194,7 +198,7 @@ class Run:
         moments = restored.optimizer
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step
 
-    def compile(self) -> dict[int, Callable]:
+    def compile(self, start: int) -> dict[int, Callable]:
         """The update for each padded length and the evaluation, so that memory errors come now and not later."""
         began_s = time.perf_counter()
         jitted = self.experiment.train_step(self.optimizer)
@@ -205,13 +209,16 @@ class Run:
                 return jitted.lower(self.abstract, batch, np.int32(0)).compile()
 
         # Compilation leaves Python's lock, so that several programs compile side by side.
+        lengths = self.plan.lengths_of(start, self.schedule.total)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            steps = dict(zip(self.plan.shapes, pool.map(compile_for, self.plan.shapes), strict=True))
+            steps = dict(zip(lengths, pool.map(compile_for, lengths), strict=True))
+        with jax.set_mesh(self.experiment.mesh):
+            self.depths.compile(self.abstract.params)
         self.scorer.compile(self.abstract.params)
         took_s = time.perf_counter() - began_s
         self.history.compile_s += took_s
-        lengths = ", ".join(map(str, steps))
-        self.say(f"Compiled the update for rows of {lengths} tokens, and evaluation, in {took_s:.1f} s")
+        listed = ", ".join(map(str, lengths))
+        self.say(f"Compiled the update for rows of {listed} tokens, and evaluation, in {took_s:.1f} s")
         return steps
 
     def is_over(self, step: int) -> bool:
@@ -283,7 +290,7 @@ class Run:
             self.history,
             every=self.schedule.log,
             learning_rates=learning_rates_by_depth(config.optim, weights, self.schedule.total),
-            depths=Depths(weights),
+            depths=self.depths,
         )
 
     def _work(self, step: int, length: int) -> Work:

@@ -125,9 +125,7 @@ class Pair:
         drawn = Blueprint.draw(config, output="classify", num_labels=labels, compute=compute)
         matched = drawn.match(MemoryCheckpoint(config, arrays))
         assert not matched.new
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        params = pretrained.read(matched, drawn.weights, dict.fromkeys(drawn.weights, device))
-        return cls(theirs, drawn, unflatten(params))
+        return cls(theirs, drawn, unflatten(pretrained.read(matched, drawn.weights)))
 
     def redrawn(self, **compute: Any) -> "Pair":
         """The same weights, computed in another way."""

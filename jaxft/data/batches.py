@@ -75,6 +75,15 @@ class Plan:
         rows, _ = self[k]
         return int(self.lengths[rows[rows >= 0]].sum())
 
+    def lengths_of(self, start: int, end: int) -> tuple[int, ...]:
+        """The padded lengths that batches `start` to `end` use, shortest first."""
+        used: set[int] = set()
+        for k in range(start, end):
+            used.add(self[k][1])
+            if len(used) == len(self.shapes):
+                break
+        return tuple(sorted(used))
+
     @property
     def shapes(self) -> tuple[int, ...]:
         """The padded lengths, shortest first; the same for every epoch."""

@@ -102,7 +102,10 @@ class Blueprint:
         )
 
     def initialise(
-        self, paths: set[Path], shardings: Mapping[Path, jax.sharding.Sharding], seed: int
+        self,
+        paths: set[Path],
+        shardings: Mapping[Path, jax.sharding.Sharding] | None = None,
+        seed: int = 0,
     ) -> dict[Path, jax.Array]:
         """Random values of the weights at `paths`; the compiler drops the drawing of others."""
         if not paths:
@@ -112,7 +115,7 @@ class Blueprint:
             state = nnx.to_pure_dict(nnx.state(self.build(key), nnx.Param))
             return {path: value for path, value in flatten(state) if path in paths}
 
-        out = {path: shardings[path] for path in paths}
+        out = None if shardings is None else {path: shardings[path] for path in paths}
         return jax.jit(pick, out_shardings=out)(jax.random.key(seed))
 
     def merge(self, params: Tree) -> nnx.Module:
@@ -150,10 +153,8 @@ def load_pretrained(
     if matched.new:
         fresh = ", ".join(name for weight in matched.new for name in weight.hf_names)
         warnings.warn(f"{name}: new, initialised at random: {fresh}", stacklevel=2)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = dict.fromkeys(drawn.weights, device)
-    params = pretrained.read(matched, drawn.weights, shardings)
-    params |= drawn.initialise({weight.path for weight in matched.new}, shardings, seed)
+    params = pretrained.read(matched, drawn.weights)
+    params |= drawn.initialise({weight.path for weight in matched.new}, seed=seed)
     model = drawn.merge(unflatten(params))
     model.config_json = json.dumps(config)  # type: ignore[attr-defined]
     return model

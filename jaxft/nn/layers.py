@@ -15,9 +15,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 
-
 def _gelu(x: jax.Array) -> jax.Array:
-    """Exact, in float32: bfloat16 loses the left tail in `1 + erf`, and erfc costs twice as much."""
+    """Exact, in float32: bfloat16 loses the left tail in `1 + erf`, and erfc costs double."""
     x32 = x.astype(jnp.float32)
     return (0.5 * x32 * (1 + lax.erf(x32 * 2**-0.5))).astype(x.dtype)
 

@@ -91,8 +91,9 @@ def test_activation_equals_transformers(name):
 
 def test_gelu_keeps_its_left_tail_in_bfloat16():
     x = jnp.linspace(-4, 0, 999).astype(jnp.bfloat16)
+    # Rounding is 2^-9; in bfloat16 throughout, the tail would be wrong by 45 %.
     exact = ACT2FN["gelu"](torch.tensor(np.asarray(x, np.float64)))
-    np.testing.assert_allclose(np.asarray(ACTIVATIONS["gelu"](x), np.float64), exact, rtol=2**-8)
+    np.testing.assert_allclose(np.asarray(ACTIVATIONS["gelu"](x), np.float64), exact, rtol=2**-7)
 
 
 def test_layer_norm_equals_torch_far_from_zero():
