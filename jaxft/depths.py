@@ -10,7 +10,9 @@ import numpy as np
 from jaxft.nn.weights import Path, Tree, Weight, flatten
 
 COLUMNS = 64
-"""At most so many columns of each weight are looked at: a copy of all weights would not fit beside the largest models."""
+"""At most so many columns of each weight are looked at: a copy of all weights would not fit beside
+the largest models.
+"""
 
 
 class Movement(NamedTuple):
@@ -41,7 +43,9 @@ class Depths:
         probe = self.probe.lower(params).compile()  # type: ignore[attr-defined]
         seen = jax.eval_shape(self._probe, params)
         placed = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), seen, probe.output_shardings
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            seen,
+            probe.output_shardings,
         )
         compare = self.compare.lower(placed, params).compile()  # type: ignore[attr-defined]
         self.probe, self.compare = probe, compare

@@ -2,4 +2,6 @@
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; the message says what was given, what is allowed, what to change."""
+    """A mistake in what the user gave; the message says what was given, what is allowed, what to
+    change.
+    """

@@ -15,7 +15,11 @@ from jaxft.workdir import Workdir
 def main(argv: list[str]) -> None:
     parser = flags.Parser("evaluate", "Score a run's weights.")
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
-    parser.add_argument("--data", metavar="F", help="labelled rows; by default the run's test split, else validation")
+    parser.add_argument(
+        "--data",
+        metavar="F",
+        help="labelled rows; by default the run's test split, else validation",
+    )
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     given = parser.parse(argv)
     say = partial(print, file=sys.stderr, flush=True)

@@ -48,5 +48,7 @@ class History:
     def without_improvement(self, metric: str, lower_is_better: bool) -> int:
         """How many evaluations have passed since the best one; a score that is NaN is the worst."""
         sign = -1.0 if lower_is_better else 1.0
-        values = [np.nan_to_num(sign * scores[metric], nan=-np.inf) for _, scores in self.evaluations]
+        values = [
+            np.nan_to_num(sign * scores[metric], nan=-np.inf) for _, scores in self.evaluations
+        ]
         return len(values) - 1 - int(np.argmax(values)) if values else 0

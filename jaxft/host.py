@@ -9,10 +9,11 @@ _ACCELERATORS = ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep freed memory for the next step, on hosts that compute on CPU; call it before JAX starts.
+    """Lets glibc keep freed memory for the next step, on hosts that compute on CPU; call it before
+    JAX starts.
 
-    XLA's CPU backend allocates and frees hundreds of MB a step, and mapping those pages anew took an eighth of its
-    time (docs/benchmarks.md). Source: mallopt(3).
+    XLA's CPU backend allocates and frees hundreds of MB a step, and mapping those pages anew took
+    an eighth of its time (docs/benchmarks.md). Source: mallopt(3).
     """
     if not sys.platform.startswith("linux") or any(map(find_spec, _ACCELERATORS)):
         return

@@ -1,4 +1,6 @@
-"""`python -m jaxft.predict`: rows in (CSV or JSONL), the same rows with `prediction` and `scores` out (JSONL)."""
+"""`python -m jaxft.predict`: rows in (CSV or JSONL), the same rows with `prediction` and `scores`
+out (JSONL).
+"""
 
 import sys
 import tempfile

@@ -103,7 +103,9 @@ class Optim:
     layer_decay: float = key(
         1.0, "each layer's rate as a multiple of the layer's above it", "> 0 and <= 1"
     )
-    head_lr_multiplier: float = key(1.0, "the head's rate as a multiple of optim.learning_rate", ">= 0")
+    head_lr_multiplier: float = key(
+        1.0, "the head's rate as a multiple of optim.learning_rate", ">= 0"
+    )
     lr_multipliers: dict[str, float] = key(
         {}, "regex over weight names -> multiple of the rate", ">= 0"
     )

@@ -1,6 +1,6 @@
 """The training step. Start reading here: everything else prepares its arguments.
 
-Pure functions over plain nested dicts; rng, optimizer and model are arguments. B rows, L tokens, D depths.
+Pure functions over plain nested dicts; rng, optimizer and model are arguments. B rows, L tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,8 +53,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update: sum the loss over micro-batches, divide once by the global weight, clip, update.
 
-    The update is refused when its loss or gradient is not finite, and from then on, because `step` (the update the
-    host means to make) and `state.step` differ: a bad batch leaves the state as it was before it.
+    The update is refused when its loss or gradient is not finite, and from then on, because `step`
+    (the update the host means to make) and `state.step` differ: a bad batch leaves the state as it
+    was before it.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
 
@@ -89,7 +90,9 @@ def eval_step(params: Tree, batch: Batch, *, task: Task, merge: Merge) -> Mappin
 
 
 def deal(batch: Batch, hands: int) -> Batch:
-    """[B, ...] -> [hands, B / hands, ...], row i to hand i mod `hands`: a row stays on its device."""
+    """[B, ...] -> [hands, B / hands, ...], row i to hand i mod `hands`: a row stays on its
+    device.
+    """
     return jax.tree.map(lambda x: x.reshape(-1, hands, *x.shape[1:]).swapaxes(0, 1), batch)
 
 

@@ -1,4 +1,6 @@
-"""Eight CPU devices, no network, a compilation cache, and the checkpoints and data that several tests share."""
+"""Eight CPU devices, no network, a compilation cache, and the checkpoints and data that several
+tests share.
+"""
 
 import os
 from importlib.util import find_spec
@@ -11,9 +13,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxft"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-import json
+import json  # noqa: E402
 
-import pytest
+import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -28,9 +30,32 @@ TINY_BERT = {
     "max_position_embeddings": 40,
     "type_vocab_size": 2,
 }
-WORDS = (
-    "the a good bad film was is very not and it this one two red blue great awful movie plot of in dull bright"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "good",
+    "bad",
+    "film",
+    "was",
+    "is",
+    "very",
+    "not",
+    "and",
+    "it",
+    "this",
+    "one",
+    "two",
+    "red",
+    "blue",
+    "great",
+    "awful",
+    "movie",
+    "plot",
+    "of",
+    "in",
+    "dull",
+    "bright",
+]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """One run in every split of eight devices, and what each device then holds."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -86,11 +86,11 @@ def held(tree: Any) -> dict[int, int]:
 
 
 def assert_split(tree: Any, ways: int) -> None:
-    """Every leaf with an axis that `ways` divides lies in as many different parts."""
+    """Every leaf with an axis that `ways` divides lies in as many different parts, or more."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if any(size % ways == 0 for size in leaf.shape):
             part = prod(leaf.sharding.shard_shape(leaf.shape))
-            assert part * ways == leaf.size, jax.tree_util.keystr(path)
+            assert part * ways <= leaf.size, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("split", [(1, 8, 1), (2, 2, 2)])
@@ -112,8 +112,8 @@ MINILM = {
     "num_attention_heads": 12,
     "intermediate_size": 1536,
 }
-UNSPLIT = 0.001
-"""Share of the bytes that may stay whole: the head's bias, counters."""
+UNSPLIT = 0.002
+"""What may stay whole, as a share of the weights' bytes: the head's bias, counters, one factor per word (30522 = 2 x 15261)."""
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "sgd"])
@@ -124,26 +124,27 @@ def test_with_fsdp_8_nothing_of_minilm_that_can_be_split_is_replicated(train, op
     experiment = replace(experiment, drawn=drawn, config=config)
     abstract = experiment.abstract_state(experiment.optimizer(10))
     assert_split(abstract, 8)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract.params))
     for tree in (abstract.params, abstract.opt_state):
         places = jax.tree.map(lambda leaf: leaf.sharding, tree)
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        assert bytes_per_device(tree, places) <= total * (1 / 8 + UNSPLIT)
+        assert bytes_per_device(tree, places) <= total / 8 + UNSPLIT * weights
 
 
-def test_gradients_are_split_as_their_weights_are(train):
+def test_inside_the_update_gradients_are_split_as_their_weights_are(train):
     trained = train(1, 8, 1)
-    experiment = trained.experiment
+    optimizer, seen = trained.experiment.optimizer(UPDATES), {}
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        return experiment.task.loss(experiment.drawn.merge(params), batch, None)[0]
+    def update(grads: Any, *rest: Any) -> tuple:
+        for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+            note = partial(seen.__setitem__, (path, grad.shape))
+            jax.debug.inspect_array_sharding(grad, callback=note)
+        return optimizer.update(grads, *rest)
 
-    with jax.set_mesh(experiment.mesh):
-        compiled = jax.jit(jax.grad(loss)).lower(trained.state.params, trained.batch).compile(
-            compiler_options={"xla_backend_optimization_level": 0}
-        )
-    grads = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        trained.state.params,
-        compiled.output_shardings,
-    )
-    assert_split(grads, 8)
+    step = trained.experiment.train_step(optimizer._replace(update=update))
+    with jax.set_mesh(trained.experiment.mesh):
+        step.lower(trained.state, trained.batch, np.int32(0)).compile()
+    assert len(seen) == len(trained.experiment.drawn.weights)
+    for (path, shape), place in seen.items():
+        if any(size % 8 == 0 for size in shape):
+            assert prod(place.shard_shape(shape)) * 8 == prod(shape), jax.tree_util.keystr(path)

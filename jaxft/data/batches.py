@@ -1,7 +1,8 @@
 """Batches as a pure function of (seed, step): which rows make up update k, and their arrays.
 
-From the token lengths alone an epoch's plan is computed: rows of similar length together, padded to one of few lengths, so that few programs are
-compiled. Neither devices, hosts nor accumulation change it, and update k needs no iterator state.
+From the token lengths alone an epoch's plan is computed: rows of similar length together, padded to
+one of few lengths, so that few programs are compiled. Neither devices, hosts nor accumulation
+change it, and update k needs no iterator state.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,16 +24,21 @@ LENGTHS = 5
 MULTIPLE = 8
 """Padded lengths are multiples of this."""
 GROUP = 50
-"""Rows are sorted by length within groups of this many batches, as transformers' length grouping does."""
+"""Rows are sorted by length within groups of this many batches, as transformers' length grouping
+does.
+"""
 
 
 def padded_lengths(batch_lengths: Sequence[int], at_most: int, limit: int) -> tuple[int, ...]:
-    """The lengths, at most `at_most`, that pad batches with these longest rows by the fewest tokens."""
+    """The lengths, at most `at_most`, that pad batches with these longest rows by the fewest
+    tokens.
+    """
     rounded = np.minimum(-(-np.asarray(batch_lengths) // MULTIPLE) * MULTIPLE, limit)
     sizes, counts = np.unique(rounded, return_counts=True)
     n = len(sizes)
     total = np.concatenate([[0], np.cumsum(counts)])
-    # cost[k][j]: the fewest padded tokens for the j shortest sizes with k lengths, the last being sizes[j - 1].
+    # cost[k][j]: the fewest padded tokens for the j shortest sizes with k lengths, the last being
+    # sizes[j - 1].
     cost = np.full((min(at_most, n) + 1, n + 1), np.inf)
     cost[0, 0] = 0
     cut = np.zeros(cost.shape, int)
@@ -139,7 +145,9 @@ class BatchSource:
     plan: Plan
     dataset: datasets.Dataset
     collate: Callable[[Mapping[str, Sequence], int], Any]
-    """A task's targets from the columns of some rows and the padded length; every leaf has one entry a row."""
+    """A task's targets from the columns of some rows and the padded length; every leaf has one
+    entry a row.
+    """
     count: int
     mine: np.ndarray
     """bool [batch_size]"""
@@ -174,7 +182,9 @@ class BatchSource:
         lengths_B = spread(np.array([len(ids) for ids in columns["input_ids"]], np.int32))
         segments_BL = (np.arange(length) < lengths_B[:, None]).astype(np.int32)
         positions_BL = np.arange(length, dtype=np.int32) * segments_BL
-        types_BL = tokens("token_type_ids") if "token_type_ids" in columns else np.zeros_like(ids_BL)
+        types_BL = (
+            tokens("token_type_ids") if "token_type_ids" in columns else np.zeros_like(ids_BL)
+        )
         return Batch(
             tokens=Tokens(ids_BL, segments_BL, positions_BL, types_BL),
             targets=jax.tree.map(spread, self.collate(columns, length)),

@@ -17,7 +17,8 @@ def read_raw(
     encoding: str = "utf-8",
     header: bool = True,
 ) -> list[dict[str, Any]] | None:
-    """Each row as column -> cell, columns without a name by position; None for other kinds of sources.
+    """Each row as column -> cell, columns without a name by position; None for other kinds of
+    sources.
 
     The options are those of `sources.read`, which has read the file before and found it sound.
     """

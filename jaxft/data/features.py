@@ -93,7 +93,9 @@ def read_splits(
     seed: int,
     say: Callable[[str], None],
 ) -> dict[str, Rows]:
-    """Training, validation and (where given) test rows; a missing validation split is cut from training."""
+    """Training, validation and (where given) test rows; a missing validation split is cut from
+    training.
+    """
     assert data.train is not None
     rows = {"train": read_rows(data.train, data, columns, texts, say)}
     for name, source in ("validation", data.validation), ("test", data.test):

@@ -56,7 +56,8 @@ def class_weights(
     labels: Sequence[str],
     counts: Mapping[str, int],
 ) -> tuple[float, ...]:
-    """A factor per label; balanced ones are rows / (classes * rows of the class), as in scikit-learn.
+    """A factor per label; balanced ones are rows / (classes * rows of the class), as in
+    scikit-learn.
 
     Raises:
         UserError: a factor for a label that the data do not have.
@@ -69,7 +70,8 @@ def class_weights(
     strange = [name for name in given if name not in labels]
     if strange:
         raise UserError(
-            f"task.class_weights names {', '.join(map(repr, strange))}; the labels are {', '.join(map(repr, labels))}."
+            f"task.class_weights names {', '.join(map(repr, strange))}; the labels are "
+            f"{', '.join(map(repr, labels))}."
         )
     return tuple(float(given.get(name, 1.0)) for name in labels)
 
@@ -85,5 +87,7 @@ def number(cell: Any, where: str) -> float:
     except (TypeError, ValueError):
         raise UserError(f"{where}: {cell!r} is no number, and the task is regression.") from None
     if not np.isfinite(number):
-        raise UserError(f"{where}: the label is {number}; a regression label must be a finite number.")
+        raise UserError(
+            f"{where}: the label is {number}; a regression label must be a finite number."
+        )
     return number

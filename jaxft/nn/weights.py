@@ -1,8 +1,8 @@
 """What is known about each weight, read off the model that declares it.
 
-Every `nnx.Param` carries `axes`, `hf`, `kind` and, where the file stores `[out, in]`, `transposed`. `walk` turns an
-(abstract) model into one `Weight` per parameter; import, export, sharding, learning rates and the FLOP count are
-derived from these and from nothing else.
+Every `nnx.Param` carries `axes`, `hf`, `kind` and, where the file stores `[out, in]`, `transposed`.
+`walk` turns an (abstract) model into one `Weight` per parameter; import, export, sharding, learning
+rates and the FLOP count are derived from these and from nothing else.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +31,9 @@ class Weight:
     layers: tuple[int, ...]
     """Checkpoint indices of the stacked layers; empty for a weight that stands alone."""
     depth: tuple[int, ...]
-    """0 embeddings, i + 1 for layer i, the last layer's for pooler and final norm, one more for heads."""
+    """0 embeddings, i + 1 for layer i, the last layer's for pooler and final norm, one more for
+    heads.
+    """
 
     @property
     def name(self) -> str:
@@ -65,7 +67,9 @@ def walk(model: nnx.Module) -> dict[Path, Weight]:
     """One `Weight` per parameter of `model`, which may be abstract, in the order of its tree."""
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     facts = {tuple(map(str, path)): (param.shape, param.get_metadata()) for path, param in params}
-    top = max((max(meta["layers"]) + 1 for _, meta in facts.values() if meta.get("layers")), default=0)
+    top = max(
+        (max(meta["layers"]) + 1 for _, meta in facts.values() if meta.get("layers")), default=0
+    )
 
     def depth(path: Path, layers: tuple[int, ...]) -> tuple[int, ...]:
         if layers:
@@ -115,8 +119,8 @@ def map_weights(function: Callable[[Weight], Any], weights: Mapping[Path, Weight
 def flops_per_token(weights: Mapping[Path, Weight], length: int) -> float:
     """Floating-point operations of one update per (padded) token in rows of this length.
 
-    6 per weight of the layers' matrices (2 forward, 4 backward) and 12 * width * length per layer for the attention
-    products. Source: Chowdhery et al. 2022 (PaLM), appendix B.
+    6 per weight of the layers' matrices (2 forward, 4 backward) and 12 * width * length per layer
+    for the attention products. Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     layers = [weight for weight in weights.values() if weight.stacked and weight.kind == "kernel"]
     matrices = 6.0 * sum(weight.size for weight in layers)

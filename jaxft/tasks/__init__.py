@@ -1,6 +1,7 @@
 """Tasks, found by name: one file each.
 
-A task's module has `Options` (its config keys), `OUTPUT` (the model head it needs) and `Task`; `classify.py` is the one to read.
+A task's module has `Options` (its config keys), `OUTPUT` (the model head it needs) and `Task`;
+`classify.py` is the one to read.
 """
 
 from importlib import import_module
