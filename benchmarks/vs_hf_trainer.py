@@ -204,7 +204,7 @@ def hardware() -> str:
 
 def locate(model: str) -> str:
     """The checkpoint's folder as jaxft finds it; in a process, so that this one stays small."""
-    script = "import sys; from jaxft.pretrained import locate; print(locate(sys.argv[1])[0])"
+    script = "import sys; from jaxft.hub import locate; print(locate(sys.argv[1])[0])"
     command = [sys.executable, "-c", script, model]
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return found.stdout.strip()

@@ -39,7 +39,12 @@ def main(argv: list[str]) -> None:
     with open_trained(Workdir(given.workdir), given.step, say) as trained:
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        export(trained, aside, given.dtype)
+        try:
+            export(trained, aside, given.dtype)
+        except OSError as error:
+            raise UserError(
+                f"--output={folder} cannot be written: {error.strerror or error}."
+            ) from error
         check(trained, aside, given.dtype, say)
         if folder.exists():
             folder.rmdir()
@@ -52,23 +57,23 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
     """Weights, config, tokenizer and model card.
 
     Raises:
-        UserError: a weight is not finite, or the folder cannot be written.
+        UserError: a weight is not finite, or would not be in `dtype`.
     """
     experiment = trained.experiment
     params = dict(flatten(trained.params))
     for path, array in params.items():
-        if not bool(np.isfinite(np.asarray(array)).all()):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(array).astype(np.dtype(dtype))).all()
+        if not finite:
             name = experiment.drawn.weights[path].hf
-            raise UserError(f"Step {trained.step} has values in {name} that are not finite: not exported.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        experiment.tokenizer.save_pretrained(folder)
-        models.write_folder(
-            folder, experiment.hf_config, params, experiment.drawn.weights, dtype=dtype
-        )
-        (folder / "README.md").write_text(model_card(trained))
-    except OSError as error:
-        raise UserError(f"--output={folder} cannot be written: {error.strerror or error}.") from error
+            raise UserError(
+                f"Step {trained.step} has values in {name} that are not finite in {dtype}: not exported."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    experiment.tokenizer.save_pretrained(folder)
+    weights = experiment.drawn.weights
+    models.write_folder(folder, experiment.hf_config, params, weights, dtype=dtype)
+    (folder / "README.md").write_text(model_card(trained))
 
 
 def check(trained: Trained, folder: Path, dtype: str, say: Any) -> None:
@@ -102,9 +107,11 @@ def logit_difference(trained: Trained, folder: Path) -> float:
     """Largest difference of the logits on a short row between transformers and jaxft, relative to the largest one."""
     import torch
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
     experiment = trained.experiment
     ids = experiment.tokenizer("jaxft compares these logits.")["input_ids"]
+    logging.disable_progress_bar()
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         theirs = model(input_ids=torch.tensor([ids])).logits.numpy()

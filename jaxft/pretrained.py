@@ -20,7 +20,6 @@ from safetensors.numpy import save_file
 
 from jaxft.errors import UserError
 from jaxft.hub import INDEX, SINGLE
-from jaxft.hub import locate as locate
 from jaxft.nn.weights import Path, Weight
 
 SHARD_BYTES = 5 * 10**9

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft.data.batches import BatchSource, Plan, put, rows_here
+from jaxft.data.batches import SCORING_LENGTHS, BatchSource, Plan, put, rows_here
 from jaxft.data.features import Split
 from jaxft.experiment import Experiment
 
@@ -28,7 +28,9 @@ class Scorer:
         self._splits = dict(splits)
         max_length = experiment.config.data.max_length
         self._plans = {
-            name: Plan(split.lengths, batch_size, max_length, seed=None)
+            name: Plan(
+                split.lengths, batch_size, max_length, seed=None, lengths_at_most=SCORING_LENGTHS
+            )
             for name, split in splits.items()
         }
 

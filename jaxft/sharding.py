@@ -5,6 +5,7 @@ any axis that divides; what remains is replicated. Rows of a batch are split ove
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
@@ -40,6 +41,9 @@ def start_processes(
         return
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # gloo announces its connections on the process's stdout, which is for results.
+        sys.stdout = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
     jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=30)
 
 

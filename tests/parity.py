@@ -118,11 +118,10 @@ class Pair:
     params: Tree
 
     @classmethod
-    def of(cls, theirs: torch.nn.Module, compute: Compute = Compute()) -> "Pair":
+    def of(cls, theirs: torch.nn.Module) -> "Pair":
         config = theirs.config.to_dict()
         arrays = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-        labels = theirs.config.num_labels
-        drawn = Blueprint.draw(config, output="classify", num_labels=labels, compute=compute)
+        drawn = Blueprint.draw(config, output="classify", num_labels=LABELS)
         matched = drawn.match(MemoryCheckpoint(config, arrays))
         assert not matched.new
         return cls(theirs, drawn, unflatten(pretrained.read(matched, drawn.weights)))

@@ -1,14 +1,17 @@
 """Tiny runs of the verbs, in this process and in others: one batch shape, so that little is compiled."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -82,6 +85,26 @@ def run(workdir: Path | str, keys: dict[str, Any]) -> dict[str, Any]:
     train.main(argv(keys, workdir))
     content = (Path(workdir) / "result.json").read_text()
     return json.loads(content)
+
+
+class Finished(NamedTuple):
+    """A run that is over; not to be written into."""
+
+    workdir: Path
+    keys: dict[str, Any]
+    result: dict[str, Any]
+    said: str
+
+
+@cache
+def finished(model: Path) -> Finished:
+    """A run over all three splits that learns a little, made once for all tests."""
+    folder = model.parent / "finished"
+    keys = {"model.pretrained": model, "optim.learning_rate": 1e-2} | tables(folder)
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        result = run(folder / "run", keys)
+    return Finished(folder / "run", keys, result, err.getvalue())
 
 
 def refused(capsys: pytest.CaptureFixture, verb: str, words: Sequence[str]) -> str:

@@ -48,11 +48,20 @@ DATA = {
     "a file of blanks": ("\n \n", "rows.csv is empty"),
     "no rows under the header": ("text,label\n", "no rows under the header in line 1"),
     "empty texts only": ("text,label\n,good\n ,bad\n", "none of the 2 rows has something in text"),
-    "an empty text": (csv("good", "bad", "good") + ",bad\n", r"1 of 4 rows (25.0%) have no text (lines 5)"),
+    "an empty text": (
+        csv("good", "bad", "good") + ",bad\n",
+        r"1 of 4 rows (25.0%) have no text (lines 5)",
+    ),
     "one class": (csv("good", "good", "good"), "one class only (good)"),
-    "bytes that are not UTF-8": (csv("good", "bad").encode() + b"caf\xe9,good\n", "line 4: byte 0xe9 at offset"),
+    "bytes that are not UTF-8": (
+        csv("good", "bad").encode() + b"caf\xe9,good\n",
+        "line 4: byte 0xe9 at offset",
+    ),
     "a ragged row": (csv("good", "bad") + "one,two,three\n", "line 4: 3 fields, expected 2"),
-    "an unclosed quote": (csv("good", "bad") + '"never closed,bad\nmore,good\n', "line 4: a quote opens"),
+    "an unclosed quote": (
+        csv("good", "bad") + '"never closed,bad\nmore,good\n',
+        "line 4: a quote opens",
+    ),
     "an empty label": (csv("good", "bad", ""), "line 4: the label is empty"),
 }
 
@@ -84,7 +93,10 @@ def test_a_label_in_validation_that_training_has_not_seen(refused, tmp_path):
     path = file(tmp_path, csv("good", "bad", "ugly"))
     message = refused({"data.validation": path})
     print(message)
-    assert f"{path}: 1 label(s) that training has not seen: 'ugly' (line 4). Known are 'bad', 'good'" in message
+    assert (
+        f"{path}: 1 label(s) that training has not seen: 'ugly' (line 4). Known are 'bad', 'good'"
+        in message
+    )
 
 
 @pytest.mark.parametrize("cell", ["nan", "", "many"])
@@ -112,9 +124,18 @@ CONFIG = {
     "a fraction for a count": ({"train.batch_size": 8.5}, "--config.train.batch_size=8.5: "),
     "a value out of range": ({"optim.learning_rate": -1}, "--config.optim.learning_rate=-1: "),
     "an unknown choice": ({"optim.name": "adam"}, "--config.optim.name=adam: "),
-    "two keys for one thing": ({"train.num_train_epochs": 2}, "train.max_steps = 12 and train.num_train_epochs = 2"),
-    "a micro-batch that does not divide": ({"train.gradient_accumulation_steps": 3}, "train.batch_size = 8 cannot"),
-    "a task that is none": ({"task.name": "clasify"}, "task.name='clasify' is no task; there is classify"),
+    "two keys for one thing": (
+        {"train.num_train_epochs": 2},
+        "train.max_steps = 12 and train.num_train_epochs = 2",
+    ),
+    "a micro-batch that does not divide": (
+        {"train.gradient_accumulation_steps": 3},
+        "train.batch_size = 8 cannot",
+    ),
+    "a task that is none": (
+        {"task.name": "clasify"},
+        "task.name='clasify' is no task; there is classify",
+    ),
     "a metric that is none": (
         {"checkpoint.metric_for_best_model": "f1"},
         "checkpoint.metric_for_best_model='f1' is no score of this task; there is loss, accuracy, macro_f1",
@@ -123,10 +144,22 @@ CONFIG = {
         {"task.class_weights": '{"god": 2}'},
         "task.class_weights names 'god'; the labels are 'bad', 'good'",
     ),
-    "a multiplier that matches nothing": ({"optim.lr_multipliers": '{"nothing.*": 2}'}, '"nothing.*" matches'),
-    "positions beyond the model's": ({"data.max_length": 41}, "data.max_length=41 is beyond the model's 40 positions"),
-    "a kernel that this device lacks": ({"model.attention": "cudnn"}, "model.attention='cudnn' is impossible with a cpu device"),
-    "a batch that the mesh cannot split": ({"train.batch_size": 12}, "train.batch_size=12 cannot be split over"),
+    "a multiplier that matches nothing": (
+        {"optim.lr_multipliers": '{"nothing.*": 2}'},
+        '"nothing.*" matches',
+    ),
+    "positions beyond the model's": (
+        {"data.max_length": 41},
+        "data.max_length=41 is beyond the model's 40 positions",
+    ),
+    "a kernel that this device lacks": (
+        {"model.attention": "cudnn"},
+        "model.attention='cudnn' is impossible with a cpu device",
+    ),
+    "a batch that the mesh cannot split": (
+        {"train.batch_size": 12},
+        "train.batch_size=12 cannot be split over",
+    ),
     "micro-batches that the mesh cannot split": (
         {"train.gradient_accumulation_steps": 2},
         "train.gradient_accumulation_steps = 2: use a multiple of 16, such as 16",
@@ -162,7 +195,9 @@ def checkpoint(tiny_bert_folder, tmp_path):
         content = load_file(folder / "model.safetensors") | changed
         save_file({k: v for k, v in content.items() if v is not None}, folder / "model.safetensors")
 
-    return SimpleNamespace(folder=folder, path=folder / "model.safetensors", fields=fields, tensors=tensors)
+    return SimpleNamespace(
+        folder=folder, path=folder / "model.safetensors", fields=fields, tensors=tensors
+    )
 
 
 QUERY = "encoder.layer.1.attention.self.query.weight"

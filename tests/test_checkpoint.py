@@ -61,7 +61,9 @@ def test_pitfall_16_the_best_checkpoint_survives_rotation(what, opened):
     checkpoints.wait()
     assert checkpoints.steps == kept
     assert checkpoints.best == best
-    reopened = opened(**{"keep_last": 1, "keep_best": 1, "metric": "accuracy"} | options, writes=False)
+    reopened = opened(
+        **{"keep_last": 1, "keep_best": 1, "metric": "accuracy"} | options, writes=False
+    )
     assert (reopened.steps, reopened.best) == (kept, best)
 
 
@@ -85,7 +87,9 @@ def test_nothing_was_scored(opened):
 
 
 @pytest.mark.parametrize("split", [PartitionSpec(), PartitionSpec("data")])
-def test_a_checkpoint_is_the_state_at_its_step_though_donated_updates_run_while_it_is_written(opened, split):
+def test_a_checkpoint_is_the_state_at_its_step_though_donated_updates_run_while_it_is_written(
+    opened, split
+):
     sharding = NamedSharding(make_mesh({"data": -1}), split)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=sharding)
@@ -104,7 +108,9 @@ def test_a_checkpoint_is_the_state_at_its_step_though_donated_updates_run_while_
     assert np.array_equal(checkpoints.restore(abstract).params["kernel"], expected)
 
 
-def test_pitfall_14_a_reader_leaves_a_save_in_progress_alone_and_a_writer_removes_a_torn_one(opened, tmp_path):
+def test_pitfall_14_a_reader_leaves_a_save_in_progress_alone_and_a_writer_removes_a_torn_one(
+    opened, tmp_path
+):
     save(first := opened(), 1)
     first.close()
     torn = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
@@ -143,7 +149,9 @@ def test_a_step_that_is_not_there_is_refused_by_name(opened):
 
 def test_room_is_counted_for_the_checkpoints_to_come_only(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=300))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=300)
+    )
     folder = epath.Path(tmp_path) / "not" / "yet" / "there"
     with pytest.raises(UserError, match="4 checkpoints of 1e-07 GB"):
         check_room(folder, 100, 4)

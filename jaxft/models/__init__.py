@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path as FilePath
 from pkgutil import iter_modules
@@ -46,7 +47,7 @@ class Blueprint:
     config: dict[str, Any]
     module: ModuleType
     compute: Compute
-    build: Callable[[jax.Array], nnx.Module]
+    make: Callable[[Compute, jax.Array], nnx.Module]
     """A random model from a key; traced, never run whole when a checkpoint has the weights."""
     abstract: nnx.Module
     weights: dict[Path, Weight]
@@ -75,13 +76,18 @@ class Blueprint:
         if output is not None and output not in module.Model.OUTPUTS:
             raise UserError(f"{config['model_type']} has no output {output!r}.")
 
-        def build(key: jax.Array) -> nnx.Module:
+        def make(compute: Compute, key: jax.Array) -> nnx.Module:
             return module.Model(
                 dims, output=output, num_labels=num_labels, compute=compute, rngs=nnx.Rngs(key)
             )
 
-        abstract = nnx.eval_shape(build, jax.random.key(0))
-        return cls(dict(config), module, compute, build, abstract, walk(abstract))
+        abstract = nnx.eval_shape(partial(make, compute), jax.random.key(0))
+        return cls(dict(config), module, compute, make, abstract, walk(abstract))
+
+    def redraw(self, compute: Compute) -> "Blueprint":
+        """The same model, computed in another way."""
+        abstract = nnx.eval_shape(partial(self.make, compute), jax.random.key(0))
+        return dataclasses.replace(self, compute=compute, abstract=abstract)
 
     @property
     def dims(self) -> Any:
@@ -112,7 +118,7 @@ class Blueprint:
             return {}
 
         def pick(key: jax.Array) -> dict[Path, jax.Array]:
-            state = nnx.to_pure_dict(nnx.state(self.build(key), nnx.Param))
+            state = nnx.to_pure_dict(nnx.state(self.make(self.compute, key), nnx.Param))
             return {path: value for path, value in flatten(state) if path in paths}
 
         out = None if shardings is None else {path: shardings[path] for path in paths}

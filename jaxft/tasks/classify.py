@@ -20,6 +20,12 @@ from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch
 
 OUTPUT = "classify"
+READ_BY = {
+    "label_separator": ("multi_label_classification",),
+    "class_weights": ("single_label_classification", "multi_label_classification"),
+    "label_smoothing": ("single_label_classification",),
+}
+"""Which problems read an option; for another it must stay at its default."""
 COLUMNS = {"text": "text_column", "text_pair": "text_pair_column", "label": "label_column"}
 """What a row needs -> the key of `data` that says which column it is."""
 TEXTS = ("text", "text_pair")
@@ -69,6 +75,13 @@ class Task:
         problem = options.problem_type
         if problem == "auto":
             problem = cells.guess(label, options.label_separator)
+        for key, problems in READ_BY.items():
+            value = getattr(options, key)
+            if value and problem not in problems:
+                raise UserError(
+                    f"task.{key}={value!r} says nothing about {problem}, which these labels are (or "
+                    "task.problem_type says so); leave it out."
+                )
         if problem == "regression":
             return cls(problem, ("score",), (1.0,))
         counts = Counter(

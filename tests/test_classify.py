@@ -1,0 +1,317 @@
+"""The task classify: losses as torch defines them, labels in the right order, and that it learns."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import torch
+from torch.nn import functional
+
+from jaxft.data.batches import BatchSource, Plan, put, rows_here
+from jaxft.errors import UserError
+from jaxft.nn.tokens import Batch, Tokens
+from jaxft.scoring import Scorer
+from jaxft.sharding import make_mesh
+from jaxft.tasks.classify import Options, Task
+
+SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
+LABELS = ("blue", "green", "red")
+SAME_LOSS = 1e-6
+"""Relative difference of a float32 loss between torch and us."""
+
+draw = np.random.default_rng(0)
+LOGITS = (3 * draw.normal(size=(7, 3))).astype(np.float32)
+CLASSES = np.array([0, 2, 1, 1, 0, 2, 2], np.int32)
+SEVERAL = draw.integers(0, 2, (7, 3)).astype(np.float32)
+REAL = np.array([1, 1, 1, 1, 1, 0, 0], np.float32)  # the last two rows are fillers
+CLASS_WEIGHTS = (0.5, 2.0, 1.5)
+
+
+class Oracle:
+    """A model that answers what it was made with."""
+
+    def __init__(self, logits: np.ndarray):
+        self.logits = jnp.asarray(logits)
+
+    def __call__(self, *parts: Any, **options: Any) -> None:
+        return None
+
+    def classify(self, *parts: Any, **options: Any) -> jax.Array:
+        return self.logits
+
+
+def loss(task: Task, logits: np.ndarray, targets: np.ndarray) -> float:
+    """Sum over weight of a batch whose last two rows are fillers, as `step.train_step` divides them."""
+    tokens = Tokens(*(np.zeros((7, 4), np.int32),) * 4)
+    batch = Batch(tokens, jnp.asarray(targets), jnp.asarray(REAL), np.arange(7))
+    total, weight = task.loss(Oracle(logits), batch, None)
+    return float(total / weight)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_label_is_torchs_cross_entropy(smoothing):
+    ours = loss(Task(SINGLE, LABELS, (1.0,) * 3, smoothing), LOGITS, CLASSES)
+    real = [torch.tensor(part[:5]) for part in (LOGITS, CLASSES.astype(np.int64))]
+    assert ours == pytest.approx(
+        float(functional.cross_entropy(*real, label_smoothing=smoothing)), rel=SAME_LOSS
+    )
+
+
+def test_class_weights_are_torchs():
+    ours = loss(Task(SINGLE, LABELS, CLASS_WEIGHTS), LOGITS, CLASSES)
+    real = [torch.tensor(part[:5]) for part in (LOGITS, CLASSES.astype(np.int64))]
+    theirs = functional.cross_entropy(*real, weight=torch.tensor(CLASS_WEIGHTS))
+    assert ours == pytest.approx(float(theirs), rel=SAME_LOSS)
+
+
+def test_a_class_weight_weighs_the_whole_smoothed_loss_of_its_rows():
+    ours = loss(Task(SINGLE, LABELS, CLASS_WEIGHTS, 0.1), LOGITS, CLASSES)
+    real = [torch.tensor(part[:5]) for part in (LOGITS, CLASSES.astype(np.int64))]
+    losses = functional.cross_entropy(*real, label_smoothing=0.1, reduction="none")
+    weights = torch.tensor(CLASS_WEIGHTS)[real[1]]
+    assert ours == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=SAME_LOSS)
+
+
+@pytest.mark.parametrize("weights", [(1.0,) * 3, CLASS_WEIGHTS])
+def test_several_labels_are_torchs_binary_cross_entropy(weights):
+    ours = loss(Task(MULTI, LABELS, weights), LOGITS, SEVERAL)
+    real = [torch.tensor(part[:5]) for part in (LOGITS, SEVERAL)]
+    theirs = functional.binary_cross_entropy_with_logits(*real, weight=torch.tensor(weights))
+    assert ours == pytest.approx(float(theirs), rel=SAME_LOSS)
+
+
+def test_a_number_is_torchs_mean_squared_error():
+    ours = loss(Task(NUMBER, ("score",), (1.0,)), LOGITS[:, :1], SEVERAL[:, 0])
+    theirs = functional.mse_loss(torch.tensor(LOGITS[:5, 0]), torch.tensor(SEVERAL[:5, 0]))
+    assert ours == pytest.approx(float(theirs), rel=SAME_LOSS)
+
+
+GUESSES = {
+    "words": (["good", "bad"], {}, SINGLE, ("bad", "good")),
+    "whole numbers, in their order": (["10", "9", "-1"], {}, SINGLE, ("-1", "9", "10")),
+    "numbers that happen to be floats": ([1.0, 0.0, 2.0], {}, SINGLE, ("0", "1", "2")),
+    "truth values": ([True, False], {}, SINGLE, ("False", "True")),
+    "digits that Python's int does not read": (["²", "³"], {}, SINGLE, ("²", "³")),
+    "fractions": (["0.5", "2"], {}, NUMBER, ("score",)),
+    "whole numbers, told to be numbers": (["1", "2"], {"problem_type": NUMBER}, NUMBER, ("score",)),
+    "lists": ([["red"], [], ["blue", "red"]], {}, MULTI, ("blue", "red")),
+    "a separator": (["red; blue", "", "red"], {"label_separator": ";"}, MULTI, ("blue", "red")),
+}
+
+
+@pytest.mark.parametrize("what", GUESSES)
+def test_problem_and_labels_are_read_off_the_data(what):
+    cells, options, problem, labels = GUESSES[what]
+    task = Task.from_data(Options(**options), cells)
+    assert (task.problem, task.labels) == (problem, labels)
+    assert Task.from_config(Options(**options), task.config()) == task
+
+
+def test_balanced_class_weights_are_scikit_learns():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    cells = ["red"] * 5 + ["blue"] * 3 + ["green"]
+    task = Task.from_data(Options(class_weights="balanced"), cells)
+    expected = compute_class_weight("balanced", classes=np.array(LABELS), y=np.array(cells))
+    assert task.weights == pytest.approx(tuple(expected))
+
+
+UNREAD = {
+    "label_smoothing": (["0.5", "1.5"], {"label_smoothing": 0.1}),
+    "class_weights": (["0.5", "1.5"], {"class_weights": "balanced"}),
+    "label_separator": (["a", "b"], {"label_separator": ";", "problem_type": SINGLE}),
+    "label_smoothing of several labels": ([["a"], ["b"]], {"label_smoothing": 0.1}),
+}
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_pitfall_25_an_option_that_the_problem_does_not_read_is_refused(what):
+    cells, options = UNREAD[what]
+    with pytest.raises(UserError, match=f"task.{what.split()[0]}=.* says nothing about"):
+        Task.from_data(Options(**options), cells)
+
+
+def test_a_row_of_several_labels_may_have_none():
+    task = Task.from_data(Options(label_separator=";"), ["red;blue", "green", ""])
+    assert task._targets(["", " red ;green", "blue"], [2, 3, 4], "rows.csv") == [
+        [0, 0, 0],
+        [0, 1, 1],
+        [1, 0, 0],
+    ]
+
+
+def test_answers_are_decoded_as_people_write_them():
+    single = Task(SINGLE, LABELS, (1.0,) * 3).decode(np.array([1.0, 3.0, 2.0]))
+    assert single["prediction"] == "green"
+    assert list(single["scores"]) == list(LABELS)
+    assert sum(single["scores"].values()) == pytest.approx(1)
+    several = Task(MULTI, LABELS, (1.0,) * 3).decode(np.array([1.0, -3.0, 0.0]))
+    assert several["prediction"] == ["blue", "red"]
+    assert several["scores"]["blue"] == pytest.approx(1 / (1 + np.exp(-1)))
+    assert Task(NUMBER, ("score",), (1.0,)).decode(np.array([2.5])) == {"prediction": 2.5}
+
+
+def outputs(logits: np.ndarray) -> dict[str, np.ndarray]:
+    n = len(logits)
+    return {"logits_BC": logits, "losses_B": np.arange(n, dtype=float), "weights_B": np.ones(n)}
+
+
+def test_scores_begin_with_the_loss_and_the_metric_that_decides():
+    for task, targets in (
+        (Task(SINGLE, LABELS, (1.0,) * 3), CLASSES),
+        (Task(MULTI, LABELS, (1.0,) * 3), SEVERAL),
+        (Task(NUMBER, ("score",), (1.0,)), SEVERAL[:, 0]),
+    ):
+        scores = task.scores(outputs(LOGITS[:, : task.num_labels]), targets)
+        assert list(scores)[:2] == ["loss", task.main_metric]
+        assert tuple(scores) == task.score_names
+        assert scores["loss"] == 3.0
+
+
+def test_the_worst_mistakes_come_first_and_right_rows_never():
+    worst = Task(SINGLE, LABELS, (1.0,) * 3).worst(outputs(LOGITS), CLASSES)
+    wrong = np.flatnonzero(LOGITS.argmax(1) != CLASSES)
+    assert [mistake["row"] for mistake in worst] == wrong[::-1].tolist()
+    assert worst[0]["truth"] == LABELS[CLASSES[wrong[-1]]]
+    assert worst[0]["prediction"] == LABELS[LOGITS[wrong[-1]].argmax()]
+
+
+# Learning
+
+
+def fit(keys: dict[str, Any], updates: int = 60) -> tuple[dict[str, float], Scorer, Any]:
+    """The scores on its own rows of a tiny BERT without dropout after some updates on one device."""
+    fixed = {
+        "model.dropout": 0,
+        "model.attention_dropout": 0,
+        "optim.learning_rate": 5e-3,
+        "data.test": "none",
+    }
+    fixed |= {"train.max_steps": updates, "optim.lr_scheduler_type": "constant"}
+    experiment, splits, matched = runs.assembled(fixed | keys)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    experiment = replace(experiment, mesh=mesh)
+    optimizer = experiment.optimizer(updates)
+    state = experiment.initial_state(optimizer, matched)
+    plan = Plan(splits["train"].lengths, runs.BATCH, runs.LENGTH, seed=0)
+    mine = rows_here(runs.BATCH, experiment.rows)
+    source = BatchSource(plan, splits["train"].features, experiment.task.collate, updates, mine)
+    with jax.set_mesh(mesh):
+        traced = experiment.train_step(optimizer).lower(
+            state, put(source[0], experiment.rows), np.int32(0)
+        )
+        step = traced.compile(compiler_options={"xla_backend_optimization_level": 0})
+        for k in range(updates):
+            state, _ = step(state, put(source[k], experiment.rows), np.int32(k))
+    scorer = Scorer(experiment, {"validation": splits["validation"]})
+    scores, _ = scorer.scores(state.params, "validation")
+    return scores, scorer, state.params
+
+
+def eight(
+    folder: Path, model: Path, content: Sequence[tuple[Any, ...]], header: Sequence[str]
+) -> dict[str, Any]:
+    path = runs.table(folder / "eight.csv", content, header)
+    return {"model.pretrained": model, "data.train": path, "data.validation": path}
+
+
+def test_it_overfits_eight_examples_of_one_label(tmp_path, tiny_bert_folder):
+    scores, *_ = fit(eight(tmp_path, tiny_bert_folder, runs.rows(8, 1), ("text", "label")))
+    assert scores["accuracy"] == 1.0
+    assert scores["loss"] < 0.05
+
+
+def test_it_overfits_eight_examples_of_several_labels(tmp_path, tiny_bert_folder):
+    texts = [text for text, _ in runs.rows(8, 1)]
+    labels = ["red;blue", "red", "", "green;blue", "blue", "red;green", "green", "red;green;blue"]
+    keys = eight(
+        tmp_path, tiny_bert_folder, list(zip(texts, labels, strict=True)), ("text", "label")
+    )
+    scores, *_ = fit(keys | {"task.label_separator": ";"}, updates=90)
+    assert scores["accuracy"] == 1.0
+    assert scores["micro_f1"] == 1.0
+
+
+def test_it_overfits_eight_numbers_of_pairs_of_texts(tmp_path, tiny_bert_folder):
+    """The second text decides, so that it must be read."""
+    first = runs.rows(8, 1)[0][0].split()[:6]
+    second = [" ".join(text.split()[:4]) for text, _ in runs.rows(8, 2)]
+    content = [(" ".join(first), text, i / 4) for i, text in enumerate(second)]
+    keys = eight(tmp_path, tiny_bert_folder, content, ("text", "other", "label"))
+    scores, *_ = fit(
+        keys | {"data.text_pair_column": "other", "task.problem_type": NUMBER}, updates=120
+    )
+    assert scores["pearson"] > 0.98
+    assert scores["mse"] < 0.05
+
+
+# A checkpoint with a head of its own
+
+
+@pytest.fixture
+def tuned(tiny_bert_folder, tmp_path) -> Path:
+    """An exported head whose labels are in an order of their own."""
+    from jaxft import export
+
+    folder = tmp_path / "tuned"
+    export.main([f"--workdir={runs.finished(tiny_bert_folder).workdir}", f"--output={folder}"])
+    path = folder / "config.json"
+    labels = {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | labels))
+    return folder
+
+
+@pytest.fixture
+def data(tiny_bert_folder) -> dict[str, Any]:
+    keys = runs.finished(tiny_bert_folder).keys
+    return {key: value for key, value in keys.items() if key.startswith("data.")}
+
+
+def test_a_tuned_head_keeps_its_weights_and_the_order_of_its_labels(tuned, data):
+    experiment, _, matched = runs.assembled(data | {"model.pretrained": tuned})
+    assert experiment.task.labels == ("good", "bad")
+    assert matched.new == ()
+    assert experiment.hf_config["id2label"] == {"0": "good", "1": "bad"}
+
+
+def test_a_head_of_other_labels_is_refused_or_started_afresh(tuned, data, tmp_path):
+    path = runs.table(tmp_path / "other.csv", runs.rows(20, 1, ("red", "blue")))
+    other = data | {
+        "model.pretrained": tuned,
+        "data.train": path,
+        "data.validation": path,
+        "data.test": "none",
+    }
+    with pytest.raises(
+        UserError, match="knows the labels good, bad; the data hold blue, red.*model.new_head=true"
+    ):
+        runs.assembled(other)
+    experiment, _, matched = runs.assembled(other | {"model.new_head": True})
+    assert experiment.task.labels == ("blue", "red")
+    assert {weight.in_head for weight in matched.new} == {True}
+
+
+def test_a_head_of_more_classes_serves_data_that_lack_some(tuned, data):
+    path = tuned / "config.json"
+    three = {"id2label": {"0": "good", "1": "bad", "2": "ugly"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | three))
+    with pytest.raises(
+        UserError, match=r"misshaped  classifier.weight is \[2, 32\], expected \[3, 32\]"
+    ):
+        runs.assembled(data | {"model.pretrained": tuned})
+
+
+def test_numbered_labels_say_nothing_about_the_data(tuned, data):
+    path = tuned / "config.json"
+    numbered = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | numbered))
+    experiment, _, matched = runs.assembled(data | {"model.pretrained": tuned})
+    assert experiment.task.labels == ("bad", "good")
+    assert matched.new == ()

@@ -1,0 +1,71 @@
+"""Every key of the config is read by what computes, not only by what checks and saves the config."""
+
+import sys
+from dataclasses import fields
+
+import pytest
+import runs
+
+from jaxft import evaluate, predict, schema, tasks
+from jaxft.optim import make_optimizer
+from jaxft.train import Schedule
+
+BOOKKEEPING = ("dataclasses", "copy", "jaxft.config", "jaxft.schema", "jaxft.values", __name__)
+"""Modules that look at every key, whatever it means."""
+
+
+@pytest.fixture
+def read(monkeypatch) -> set[str]:
+    """Dotted keys that were read since the fixture was made."""
+    seen: set[str] = set()
+
+    def watch(section: str, kind: type) -> None:
+        names = {field.name for field in fields(kind)}
+
+        def look(self: object, name: str) -> object:
+            asker = sys._getframe(1).f_globals["__name__"]
+            if asker not in BOOKKEEPING:
+                # vars(config.mesh) takes all of a section.
+                seen.update(
+                    f"{section}.{key}" for key in (names if name == "__dict__" else {name} & names)
+                )
+            return object.__getattribute__(self, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", look)
+
+    for section, kind in schema.sections(tasks.options(schema.DEFAULT_TASK)).items():
+        watch(section, kind)
+    watch("", schema.Config)
+    return seen
+
+
+def keys() -> set[str]:
+    return {key.name for key in schema.keys(tasks.options(schema.DEFAULT_TASK))}
+
+
+def test_pitfall_25_every_config_key_is_read(read, tmp_path, tiny_bert_folder, capsys):
+    finished = runs.finished(tiny_bert_folder)
+    read.clear()
+    runs.run(tmp_path / "run", finished.keys)
+    evaluate.main([f"--workdir={tmp_path}/run"])
+    predict.main([f"--workdir={tmp_path}/run", f"--input={finished.keys['data.test']}"])
+    holed = runs.table(tmp_path / "holed.csv", [*runs.rows(20, 1), ("", "good")])
+    other = {"data.train": holed, "data.validation": "none", "data.max_dropped": 0.1}
+    other |= {"model.pretrained": "none", "model.config": tiny_bert_folder}
+    other |= {"train.max_steps": "none", "train.num_train_epochs": 2}
+    experiment, *_ = runs.assembled(finished.keys | other)
+    assert Schedule.of(experiment.config, 5).total == 10
+    for name in ("sgd", "lion", "adafactor"):
+        make_optimizer(schema.Optim(name=name), experiment.drawn.weights, 10)
+    unread = keys() - {key.removeprefix(".") for key in read}
+    assert not unread
+
+
+def test_a_key_that_nothing_reads_would_be_found(read, tiny_bert_folder):
+    finished = runs.finished(tiny_bert_folder)
+    read.clear()
+    experiment, *_ = runs.assembled(finished.keys)
+    assert "data.max_length" in read
+    assert "checkpoint.keep_last" not in read, "assembling keeps nothing"
+    assert experiment.config.checkpoint.keep_last == 2  # read by this test, which does not count
+    assert "checkpoint.keep_last" not in read

