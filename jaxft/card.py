@@ -8,16 +8,25 @@ def model_card(trained: Trained) -> str:
     experiment, workdir = trained.experiment, trained.workdir
     config, result = experiment.config, workdir.read_json("result.json") or {}
     base = config.model.pretrained
-    front = ["---", "library_name: transformers", "pipeline_tag: text-classification", "tags: [jaxft]"]
+    front = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-classification",
+        "tags: [jaxft]",
+    ]
     front += [f"base_model: {base}"] if base and not base.startswith(("/", ".", "~")) else []
     rows = [
-        f"| {split} | " + ", ".join(f"{name} {value:.4f}" for name, value in result[split].items()) + " |"
+        f"| {split} | "
+        + ", ".join(f"{name} {value:.4f}" for name, value in result[split].items())
+        + " |"
         for split in ("validation", "test")
         if split in result
     ]
     scored = result.get("best_step") == trained.step
     optim, train = config.optim, config.train
-    length = f"{train.max_steps} updates" if train.max_steps else f"{train.num_train_epochs:g} epochs"
+    length = (
+        f"{train.max_steps} updates" if train.max_steps else f"{train.num_train_epochs:g} epochs"
+    )
     return "\n".join(
         [
             *front,
@@ -28,12 +37,19 @@ def model_card(trained: Trained) -> str:
             f"All weights of {base or 'a fresh model'} were trained on `{config.data.train}` "
             f"({experiment.task.describe()}); these are those after {trained.step} updates.",
             "",
-            *(["## Scores", "", "| split | scores |", "|---|---|", *rows, ""] if rows and scored else []),
+            *(
+                ["## Scores", "", "| split | scores |", "|---|---|", *rows, ""]
+                if rows and scored
+                else []
+            ),
             "## Training",
             "",
-            f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.lr_scheduler_type}, warmup "
-            f"{optim.warmup_steps:g}), weight decay {optim.weight_decay:g}, layer decay {optim.layer_decay:g}, "
-            f"batch {train.batch_size}, {length}, at most {config.data.max_length} tokens, seed {config.seed}.",
+            f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.lr_scheduler_type}, "
+            "warmup "
+            f"{optim.warmup_steps:g}), weight decay {optim.weight_decay:g}, layer decay "
+            f"{optim.layer_decay:g}, "
+            f"batch {train.batch_size}, {length}, at most {config.data.max_length} tokens, seed "
+            f"{config.seed}.",
             "",
             *(["```", result["command"], "```", ""] if "command" in result else []),
             "## Use",

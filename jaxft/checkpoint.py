@@ -1,6 +1,7 @@
 """Checkpoints of a run: asynchronous, sharded, committed whole; the last n and the best k are kept.
 
-One checkpoint holds parts that load on their own: `params`, `optimizer` (step and moments), and `meta` as plain JSON.
+One checkpoint holds parts that load on their own: `params`, `optimizer` (step and moments), and
+`meta` as plain JSON.
 """
 
 import logging
@@ -21,7 +22,9 @@ from jaxft.nn.weights import Tree
 
 _policies = ocp.training.preservation_policies
 _FAILURES = (OSError, ValueError)
-"""What a save raises when it cannot be written; the second is tensorstore's, for a full disk too."""
+"""What a save raises when it cannot be written; the second is tensorstore's, for a full disk
+too.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Restored:
 class Checkpoints:
     """The `checkpoints/` folder of a workdir, which may be a URL that epath knows (gs://).
 
-    `metric` names the score that decides which are best; a lower one is better if `lower_is_better`. Without `writes`,
-    another process may be saving there.
+    `metric` names the score that decides which are best; a lower one is better if
+    `lower_is_better`. Without `writes`, another process may be saving there.
     """
 
     def __init__(
@@ -95,7 +98,8 @@ class Checkpoints:
         meta: Mapping[str, Any],
         scores: Mapping[str, float] | None,
     ) -> None:
-        """Starts a save and returns once the arrays are copied; a failure keeps the ones before and is said.
+        """Starts a save and returns once the arrays are copied; a failure keeps the ones before and
+        is said.
 
         A step that is there already is left as it is.
         """
@@ -128,7 +132,8 @@ class Checkpoints:
         self._orbax = self._open()  # which removes what was half written and looks at what is there
         kept = ", ".join(map(str, self.steps)) or "none"
         self.say(
-            f"WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: {kept}.\n"
+            "WARNING: a checkpoint could not be saved, the run goes on. Those before it are "
+            f"untouched: {kept}.\n"
             f"  {_in_short(error)}"
         )
 
@@ -138,10 +143,11 @@ class Checkpoints:
         optimizer: Any = None,
         step: int | None = None,
     ) -> Restored:
-        """The checkpoint of `step`, or the newest that can be read; one that cannot is put aside and said.
+        """The checkpoint of `step`, or the newest that can be read; one that cannot is put aside
+        and said.
 
-        `params` and `optimizer` are abstract trees that say how each array lies on this run's mesh. Without
-        `optimizer` its part is not read.
+        `params` and `optimizer` are abstract trees that say how each array lies on this run's mesh.
+        Without `optimizer` its part is not read.
 
         Raises:
             UserError: `step` is not there or cannot be read, or none can.
@@ -163,16 +169,21 @@ class Checkpoints:
             except Exception as error:  # a damaged folder raises whatever its reader raises
                 reason = f"  {_in_short(error)}"
                 if step is not None:
-                    raise UserError(f"Checkpoint {step} of {self.folder} cannot be read:\n{reason}") from error
+                    raise UserError(
+                        f"Checkpoint {step} of {self.folder} cannot be read:\n{reason}"
+                    ) from error
                 self.say(f"WARNING: checkpoint {candidate} cannot be read:\n{reason}")
                 damaged.append(candidate)
                 continue
             if damaged:
                 self._put_aside(damaged)
-                self.say(f"Falling back to checkpoint {candidate}; what is damaged lies in {self._aside}")
+                self.say(
+                    f"Falling back to checkpoint {candidate}; what is damaged lies in {self._aside}"
+                )
             return Restored(candidate, parts["params"], parts.get("optimizer"), dict(meta or {}))
         raise UserError(
-            f"None of the checkpoints under {self.folder} can be read ({', '.join(map(str, damaged))}). All are still "
+            f"None of the checkpoints under {self.folder} can be read "
+            f"({', '.join(map(str, damaged))}). All are still "
             "there. Choose another --workdir to start anew."
         )
 
@@ -196,7 +207,9 @@ class Checkpoints:
 
 
 def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
-    """Raises UserError when the disk cannot hold `count` checkpoints in all under `folder`; URLs are not asked."""
+    """Raises UserError when the disk cannot hold `count` checkpoints in all under `folder`; URLs
+    are not asked.
+    """
     if "://" in str(folder):
         return
     count -= sum(child.name.isdigit() for child in folder.iterdir()) if folder.is_dir() else 0
@@ -204,8 +217,10 @@ def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
     free = shutil.disk_usage(there).free
     if free < bytes_each * count:
         raise UserError(
-            f"{folder}: {free / 1e9:.3g} GB are free, but {count} checkpoints of {bytes_each / 1e9:.3g} GB each are to "
-            "come (checkpoint.keep_last + checkpoint.keep_best + the one being written). Free some room, keep fewer or "
+            f"{folder}: {free / 1e9:.3g} GB are free, but {count} checkpoints of "
+            f"{bytes_each / 1e9:.3g} GB each are to "
+            "come (checkpoint.keep_last + checkpoint.keep_best + the one being written). Free some "
+            "room, keep fewer or "
             "choose another --workdir."
         )
 
@@ -215,4 +230,6 @@ def _in_short(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line if len(line) < 300 else f'{line[:80]} ... {line[-200:]}'}"
+    return (
+        f"{type(error).__name__}: {line if len(line) < 300 else f'{line[:80]} ... {line[-200:]}'}"
+    )

@@ -1,4 +1,6 @@
-"""Where the parts meet: config -> model, task, data, mesh, optimizer. Everything else is handed what it needs."""
+"""Where the parts meet: config -> model, task, data, mesh, optimizer. Everything else is handed
+what it needs.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -72,9 +74,15 @@ class Experiment:
     @property
     def hf_config(self) -> dict[str, Any]:
         """The `config.json` of the model that is being made."""
-        kept = {k: v for k, v in self.drawn.config.items() if k not in ("num_labels", "torch_dtype")}
+        kept = {
+            k: v for k, v in self.drawn.config.items() if k not in ("num_labels", "torch_dtype")
+        }
         output = self.module.OUTPUT
-        return {**kept, **self.task.config(), "architectures": [self.drawn.module.ARCHITECTURES[output]]}
+        return {
+            **kept,
+            **self.task.config(),
+            "architectures": [self.drawn.module.ARCHITECTURES[output]],
+        }
 
     @property
     def abstract_params(self) -> Any:
@@ -121,17 +129,21 @@ class Experiment:
     def initial_state(
         self, optimizer: optax.GradientTransformation, matched: pretrained.Match | None
     ) -> TrainState:
-        """Weights from the checkpoint straight into their shards, the rest drawn; moments of zero."""
+        """Weights from the checkpoint straight into their shards, the rest drawn; moments of
+        zero.
+        """
         weights = self.drawn.weights
         params = pretrained.read(matched, weights, self.shardings) if matched else {}
-        params |= self.drawn.initialise(set(weights) - set(params), self.shardings, self.config.seed)
+        params |= self.drawn.initialise(
+            set(weights) - set(params), self.shardings, self.config.seed
+        )
         tree = unflatten({path: params[path] for path in weights})
         abstract = self.abstract_state(optimizer)
         places = jax.tree.map(lambda x: x.sharding, abstract)
         init = jax.jit(optimizer.init, out_shardings=places.opt_state)
         return TrainState(jax.device_put(jnp.int32(0), places.step), tree, {}, init(tree))
 
-    def train_step(self, optimizer: optax.GradientTransformation) -> Callable:
+    def train_step(self, optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
         """`step.train_step` of this experiment, jitted; the state is donated."""
         step = partial(
             train_step,
@@ -144,9 +156,10 @@ class Experiment:
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
 
-    def eval_step(self) -> Callable:
+    def eval_step(self) -> jax.stages.Wrapped:
         """`step.eval_step` of this experiment, jitted; every process gets all predictions."""
-        # The scan compiles faster than layer by layer, and a forward pass gains little from the latter.
+        # The scan compiles faster than layer by layer, and a forward pass gains little from the
+        # latter.
         rolled = self.drawn.redraw(replace(self.drawn.compute, unroll_layers=False))
         step = partial(eval_step, task=self.task, merge=rolled.merge)
         return jax.jit(step, out_shardings=self.replicated)
@@ -195,7 +208,9 @@ def load_tokenizer(folder: FilePath) -> Any:
         raise UserError(f"{folder} has no tokenizer that can be read: {first}") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes an empty tokenizer of a folder without the files of one.
-        raise UserError(f"{folder} has no tokenizer: its vocabulary is empty. Is tokenizer.json missing?")
+        raise UserError(
+            f"{folder} has no tokenizer: its vocabulary is empty. Is tokenizer.json missing?"
+        )
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: no tokenizer.json, and the slow tokenizers are not supported.")
     return tokenizer
@@ -227,7 +242,8 @@ def assemble(
     _check_lengths(experiment)
     if experiment.metric not in task.score_names:
         raise UserError(
-            f"checkpoint.metric_for_best_model={experiment.metric!r} is no score of this task; there is "
+            f"checkpoint.metric_for_best_model={experiment.metric!r} is no score of this task; "
+            "there is "
             f"{', '.join(task.score_names)}."
         )
     train = config.train
@@ -241,7 +257,9 @@ def assemble(
 
 
 def reopen(saved: Mapping[str, Any], model_folder: FilePath, say: Say = print) -> Experiment:
-    """The experiment of a workdir, from its saved config and its `model/` folder, on this machine's devices."""
+    """The experiment of a workdir, from its saved config and its `model/` folder, on this machine's
+    devices.
+    """
     config = from_dict(saved, tasks.options)
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
@@ -291,7 +309,9 @@ def choose_dtype(wanted: str, device: jax.Device) -> Any:
 
 
 def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device) -> Any:
-    """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or refused."""
+    """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or
+    refused.
+    """
     obstacles = []
     if device.platform != "gpu":
         obstacles.append(f"a {device.platform} device")
@@ -303,7 +323,8 @@ def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device
         return "xla" if obstacles else "cudnn"
     if wanted == "cudnn" and obstacles:
         raise UserError(
-            f"model.attention='cudnn' is impossible with {' and '.join(obstacles)}; use 'xla' or 'auto'."
+            f"model.attention='cudnn' is impossible with {' and '.join(obstacles)}; use 'xla' or "
+            "'auto'."
         )
     return wanted
 
@@ -325,7 +346,8 @@ def _check_head(
     if all(name in source.checkpoint.tensors for name in heads) and tuple(task.labels) != known:
         raise UserError(
             f"The checkpoint's head knows the labels {', '.join(known[:10])}; the data hold "
-            f"{', '.join(task.labels[:10])}. Rename the data's labels, or start a fresh head with model.new_head=true."
+            f"{', '.join(task.labels[:10])}. Rename the data's labels, or start a fresh head with "
+            "model.new_head=true."
         )
 
 
@@ -334,11 +356,13 @@ def _check_lengths(experiment: Experiment) -> None:
     max_length = experiment.config.data.max_length
     if max_length > dims.max_length:
         raise UserError(
-            f"data.max_length={max_length} is beyond the model's {dims.max_length} positions; use at most that."
+            f"data.max_length={max_length} is beyond the model's {dims.max_length} positions; use "
+            "at most that."
         )
     if len(tokenizer) > dims.vocab_size:
         raise UserError(
-            f"The tokenizer has {len(tokenizer)} tokens, the embedding only {dims.vocab_size} rows: they do not belong "
+            f"The tokenizer has {len(tokenizer)} tokens, the embedding only {dims.vocab_size} "
+            "rows: they do not belong "
             "together. Check model.pretrained and model.tokenizer."
         )
 
@@ -347,7 +371,7 @@ def _say_match(matched: pretrained.Match | None, say: Say) -> None:
     if matched is None:
         say("Weights: all initialised at random")
         return
-    say(f"Weights: {len(matched.tensors)} of {len(matched.tensors) + len(matched.new)} from the checkpoint")
+    say(f"Weights: {len(matched.tensors)} from the checkpoint, {len(matched.new)} new")
     for weight in matched.new:
         say(f"  NEW, initialised at random: {weight.hf} {list(weight.hf_shape)}")
     reasons: dict[str, list[str]] = {}

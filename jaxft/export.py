@@ -1,4 +1,6 @@
-"""`python -m jaxft.export`: a run's weights as a Hugging Face folder, read back and compared before it says done."""
+"""`python -m jaxft.export`: a run's weights as a Hugging Face folder, read back and compared before
+it says done.
+"""
 
 import shutil
 import sys
@@ -22,7 +24,9 @@ from jaxft.workdir import Workdir
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAME_LOGITS = 1e-4
-"""Largest difference between our logits and transformers', relative to the largest logit, in float32."""
+"""Largest difference between our logits and transformers', relative to the largest logit, in
+float32.
+"""
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +71,8 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
         if not finite:
             name = experiment.drawn.weights[path].hf
             raise UserError(
-                f"Step {trained.step} has values in {name} that are not finite in {dtype}: not exported."
+                f"Step {trained.step} has values in {name} that are not finite in {dtype}: not "
+                "exported."
             )
     folder.mkdir(parents=True, exist_ok=True)
     experiment.tokenizer.save_pretrained(folder)
@@ -77,7 +82,8 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
 
 
 def check(trained: Trained, folder: Path, dtype: str, say: Any) -> None:
-    """Reads the folder back and compares every weight; with torch at hand, transformers' logits too.
+    """Reads the folder back and compares every weight; with torch at hand, transformers' logits
+    too.
 
     Raises:
         RuntimeError: what was written is not what was meant: a bug of ours.
@@ -104,7 +110,9 @@ def _compare(path: WeightPath, meant: np.ndarray, found: np.ndarray, dtype: str)
 
 
 def logit_difference(trained: Trained, folder: Path) -> float:
-    """Largest difference of the logits on a short row between transformers and jaxft, relative to the largest one."""
+    """Largest difference of the logits on a short row between transformers and jaxft, relative to
+    the largest one.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -118,8 +126,8 @@ def logit_difference(trained: Trained, folder: Path) -> float:
     row = np.asarray([ids], np.int32)
     tokens = Tokens(row, np.ones_like(row), np.arange(row.shape[1], dtype=np.int32)[None], 0 * row)
     local = unflatten({path: jnp.asarray(np.asarray(a)) for path, a in flatten(trained.params)})
-    merged = experiment.drawn.merge(local)
-    ours = jax.jit(lambda t: merged.classify(merged(t), t))(tokens)  # type: ignore[operator]
+    merged: Any = experiment.drawn.merge(local)
+    ours = jax.jit(lambda t: merged.classify(merged(t), t))(tokens)
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 

@@ -1,4 +1,6 @@
-"""Turns the metrics of updates into log lines, one update late, so that the device never waits for the host."""
+"""Turns the metrics of updates into log lines, one update late, so that the device never waits for
+the host.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -84,14 +86,18 @@ class Recorder:
         self._woken_s = time.perf_counter()
 
     def drain(self) -> None:
-        """Reads what is held: afterwards every update dispatched so far is finished and recorded."""
+        """Reads what is held: afterwards every update dispatched so far is finished and
+        recorded.
+        """
         held, self._held = self._held, None
         if held is not None:
             self._read(*held)
         self._woken_s = time.perf_counter()
 
     def restart_clock(self, counting: bool = False) -> None:
-        """Ends a break: a save, whose time counts as training, or an evaluation, whose time does not."""
+        """Ends a break: a save, whose time counts as training, or an evaluation, whose time does
+        not.
+        """
         now = time.perf_counter()
         if counting:
             self.history.train_s += now - self._since_s

@@ -1,7 +1,8 @@
 """Mesh, axis rules and the start of several processes.
 
-A weight is split over `tensor` along the axis that attention heads, feed-forward units or the vocabulary index, and over `fsdp` along
-any axis that divides; what remains is replicated. Rows of a batch are split over `data` and `fsdp`.
+A weight is split over `tensor` along the axis that attention heads, feed-forward units or the
+vocabulary index, and over `fsdp` along any axis that divides; what remains is replicated. Rows of a
+batch are split over `data` and `fsdp`.
 """
 
 import os
@@ -35,7 +36,8 @@ def start_processes(
     if any(flag is not None for flag in flags):
         if any(flag is None for flag in flags):
             raise UserError(
-                "--coordinator_address, --num_processes and --process_id go together: give all three or none."
+                "--coordinator_address, --num_processes and --process_id go together: give all "
+                "three or none."
             )
     elif not _in_cluster():
         return
@@ -69,7 +71,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if prod(wanted.values()) != len(devices):
         given = ", ".join(f"mesh.{axis}={size}" for axis, size in wanted.items())
         raise UserError(
-            f"{given} do not multiply to the {len(devices)} devices here. Sizes must divide that; one may be -1 for the rest."
+            f"{given} do not multiply to the {len(devices)} devices here. Sizes must divide that; "
+            "one may be -1 for the rest."
         )
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
@@ -81,14 +84,17 @@ def check_divides(mesh: Mesh, *, heads: int, batch_size: int, micro_batches: int
     if batch_size % (row_shards * micro_batches):
         unit = row_shards * micro_batches
         raise UserError(
-            f"train.batch_size={batch_size} cannot be split over mesh.data x mesh.fsdp = {row_shards} and "
-            f"train.gradient_accumulation_steps = {micro_batches}: use a multiple of {unit}, such as "
+            f"train.batch_size={batch_size} cannot be split over mesh.data x mesh.fsdp = "
+            f"{row_shards} and "
+            f"train.gradient_accumulation_steps = {micro_batches}: use a multiple of {unit}, such "
+            "as "
             f"{max(unit, round(batch_size / unit) * unit)}."
         )
     if heads % mesh.shape["tensor"]:
         fits = [n for n in range(1, heads + 1) if heads % n == 0]
         raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} cannot split {heads} attention heads; possible are {fits}."
+            f"mesh.tensor={mesh.shape['tensor']} cannot split {heads} attention heads; possible "
+            f"are {fits}."
         )
 
 
@@ -102,7 +108,8 @@ def spec(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> Partit
                 splits[i].append("tensor")
                 break
     if fsdp > 1:
-        # The model width first, since every weight has it; the layer axis last, since a scan slices it.
+        # The model width first, since every weight has it; the layer axis last, since a scan slices
+        # it.
         order = sorted(
             range(len(shape)), key=lambda i: (axes[i] == "layers", axes[i] != "embed", -shape[i])
         )
@@ -119,9 +126,11 @@ def weight_shardings(weights: Mapping[Path, Weight], mesh: Mesh) -> dict[Path, N
 
 
 def state_shardings(state: Any, weights: Mapping[Path, Weight], mesh: Mesh) -> Any:
-    """Shardings for any tree that repeats the parameters' paths, such as a TrainState with its moments.
+    """Shardings for any tree that repeats the parameters' paths, such as a TrainState with its
+    moments.
 
-    A leaf shaped like its weight lies as the weight does; another one (a factored moment) is split where it divides.
+    A leaf shaped like its weight lies as the weight does; another one (a factored moment) is split
+    where it divides.
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
@@ -130,7 +139,9 @@ def state_shardings(state: Any, weights: Mapping[Path, Weight], mesh: Mesh) -> A
         if weight is not None and weight.shape == leaf.shape:
             axes = weight.axes
         else:
-            axes = ("layers" if weight and weight.stacked else None, *(None,) * leaf.ndim)[: leaf.ndim]
+            axes = ("layers" if weight and weight.stacked else None, *(None,) * leaf.ndim)[
+                : leaf.ndim
+            ]
         return NamedSharding(mesh, spec(leaf.shape, axes, mesh))
 
     return jax.tree_util.tree_map_with_path(place, state)

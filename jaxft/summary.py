@@ -1,4 +1,6 @@
-"""What a run tells people: the data before it, scores on the way, the result and the report at its end."""
+"""What a run tells people: the data before it, scores on the way, the result and the report at its
+end.
+"""
 
 import io
 import json
@@ -35,7 +37,9 @@ def inspect(
     texts = experiment.module.TEXTS
 
     def look(split: Split) -> inspection.Split:
-        columns = [split.rows.dataset[name][:] for name in texts if name in split.rows.dataset.column_names]
+        columns = [
+            split.rows.dataset[name][:] for name in texts if name in split.rows.dataset.column_names
+        ]
         joined = [" | ".join(parts) for parts in zip(*columns, strict=True)]
         labels = [task.readable(target) for target in split.targets]
         return inspection.Split(joined, labels, split.features["full_length"][:])
@@ -60,7 +64,12 @@ def inspect(
 
 
 def log_scores(
-    recorder: Recorder, task: Any, step: int, scores: Mapping[str, float], outputs: Outputs, targets: Any
+    recorder: Recorder,
+    task: Any,
+    step: int,
+    scores: Mapping[str, float],
+    outputs: Outputs,
+    targets: Any,
 ) -> None:
     """Validation scores to the log and above the progress bar, with the gap to training."""
     row = {f"validation/{name}": value for name, value in scores.items()}
@@ -83,7 +92,9 @@ def result(
     best: int,
     found: Mapping[str, tuple[dict[str, float], Outputs]],
 ) -> dict[str, Any]:
-    """What `result.json` holds. Rates count from the first batch to the last update, compilation inside, evaluation outside."""
+    """What `result.json` holds. Rates count from the first batch to the last update, compilation
+    inside, evaluation outside.
+    """
     busy_s = history.train_s + history.compile_s
     return {
         "step": end,
@@ -101,7 +112,11 @@ def result(
         "peak_memory_bytes": memory_bytes(peak=True),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
-        "versions": {"jaxft": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {
+            "jaxft": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
         "command": shlex.join(["python", "-m", "jaxft.train", *sys.argv[1:]]),
     }
 
@@ -145,8 +160,14 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
             scores = ", ".join(f"{key} {value:.4f}" for key, value in result[name].items())
             base = result.get("baseline", {}).get(name) or {}
             against = ", ".join(f"{key} {value:.4f}" for key, value in base.items())
-            say(f"  {name:<11}{scores}" + (f"\n{'':13}(commonest answer: {against})" if against else ""))
-    say(f"  {result['examples_per_s']:.1f} examples/s with compilation, report: {workdir.file('report.html')}")
+            say(
+                f"  {name:<11}{scores}"
+                + (f"\n{'':13}(commonest answer: {against})" if against else "")
+            )
+    say(
+        f"  {result['examples_per_s']:.1f} examples/s with compilation; the report is "
+        f"{workdir.file('report.html')}"
+    )
     say("Next:")
     say(f"  tensorboard --logdir {workdir}")
     say(f"  python -m jaxft.predict --workdir={workdir} --input=FILE.csv")
@@ -154,9 +175,7 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
     print(files.dumps(result))
 
 
-def dump_batch(
-    workdir: Workdir, source: BatchSource, split: Split, error: NonFiniteLoss
-) -> str:
+def dump_batch(workdir: Workdir, source: BatchSource, split: Split, error: NonFiniteLoss) -> str:
     """Writes the batch of a refused update, arrays and rows, and returns its folder."""
     folder = workdir.file(f"bad_batch/step-{error.step}")
     batch = source[error.step - 1]
@@ -165,7 +184,9 @@ def dump_batch(
     np.savez(buffer, **arrays, rows_B=batch.rows_B)
     files.write_file(files.join(folder, "batch.npz"), buffer.getvalue())
     lines = [
-        json.dumps(split.rows.dataset[int(row)], ensure_ascii=False) for row in batch.rows_B if row >= 0
+        json.dumps(split.rows.dataset[int(row)], ensure_ascii=False)
+        for row in batch.rows_B
+        if row >= 0
     ]
     files.write_file(files.join(folder, "rows.jsonl"), ("\n".join(lines) + "\n").encode())
     return folder
@@ -174,7 +195,10 @@ def dump_batch(
 def advise_non_finite(error: NonFiniteLoss, folder: str) -> str:
     """What to do about a loss that is not finite."""
     return (
-        f"Update {error.step} was refused: loss {error.loss}, gradient norm {error.grad_norm}. The weights before it are "
-        f"saved; the batch is in {folder}.\nTry, in a new --workdir: a lower optim.learning_rate or more "
-        "optim.warmup_steps; optim.max_grad_norm=1.0; model.dtype=float32; and look at the rows of that batch."
+        f"Update {error.step} was refused: loss {error.loss}, gradient norm {error.grad_norm}. The "
+        "weights before it are "
+        f"saved; the batch is in {folder}.\nTry, in a new --workdir: a lower optim.learning_rate "
+        "or more "
+        "optim.warmup_steps; optim.max_grad_norm=1.0; model.dtype=float32; and look at the rows of "
+        "that batch."
     )

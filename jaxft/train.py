@@ -1,4 +1,6 @@
-"""`python -m jaxft.train`: fine-tune every weight of a checkpoint, and score it. The algorithm is `Run.loop`."""
+"""`python -m jaxft.train`: fine-tune every weight of a checkpoint, and score it. The algorithm is
+`Run.loop`.
+"""
 
 import json
 import os
@@ -89,7 +91,9 @@ class Schedule:
     @classmethod
     def of(cls, config: Config, batches_per_epoch: int) -> "Schedule":
         train = config.train
-        total = train.max_steps or ceil((train.num_train_epochs or DEFAULT_EPOCHS) * batches_per_epoch)
+        total = train.max_steps or ceil(
+            (train.num_train_epochs or DEFAULT_EPOCHS) * batches_per_epoch
+        )
         evaluate = configs.steps(train.eval_steps, total)
         save = config.checkpoint.save_steps
         log = configs.steps(train.logging_steps, total)
@@ -155,13 +159,16 @@ class Run:
 
     def inspect(self) -> None:
         """Shows what the data are and what looks wrong, before anything is spent on them."""
-        self.inspection = summary.inspect(self.experiment, self.splits, self.schedule.total, self.say)
+        self.inspection = summary.inspect(
+            self.experiment, self.splits, self.schedule.total, self.say
+        )
         places = jax.tree.map(lambda x: x.sharding, self.abstract)
         params = bytes_per_device(self.abstract.params, places.params) / 1e6
         moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6
         axes = ", ".join(f"{axis}={size}" for axis, size in self.experiment.mesh.shape.items())
         self.say(
-            f"Mesh {axes}; per device {params:,.1f} MB of parameters, as much of gradients, {moments:,.1f} MB of "
+            f"Mesh {axes}; per device {params:,.1f} MB of parameters, as much of gradients, "
+            f"{moments:,.1f} MB of "
             "optimizer state"
         )
 
@@ -199,7 +206,9 @@ class Run:
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step
 
     def compile(self, start: int) -> dict[int, Callable]:
-        """The update for each padded length and the evaluation, so that memory errors come now and not later."""
+        """The update for each padded length and the evaluation, so that memory errors come now and
+        not later.
+        """
         began_s = time.perf_counter()
         jitted = self.experiment.train_step(self.optimizer)
 
@@ -218,11 +227,15 @@ class Run:
         took_s = time.perf_counter() - began_s
         self.history.compile_s += took_s
         listed = ", ".join(map(str, lengths))
-        self.say(f"Compiled the update for rows of {listed} tokens, and evaluation, in {took_s:.1f} s")
+        self.say(
+            f"Compiled the update for rows of {listed} tokens, and evaluation, in {took_s:.1f} s"
+        )
         return steps
 
     def is_over(self, step: int) -> bool:
-        """Whether nothing is left to do after this step: the schedule has ended, or the score stopped improving."""
+        """Whether nothing is left to do after this step: the schedule has ended, or the score
+        stopped improving.
+        """
         return step == self.schedule.total or self._has_stalled()
 
     def loop(
@@ -309,7 +322,10 @@ class Run:
 
     def _has_stalled(self) -> bool:
         patience, lower = self.config.train.early_stopping_patience, self.experiment.lower_is_better
-        return patience is not None and self.history.without_improvement(self.metric, lower) >= patience
+        return (
+            patience is not None
+            and self.history.without_improvement(self.metric, lower) >= patience
+        )
 
     def _save(
         self, recorder: Recorder, state: TrainState, step: int, scores: dict[str, float] | None
@@ -332,7 +348,8 @@ class Run:
         assert interrupts.received is not None
         name = interrupts.received.name
         recorder.bar.say(
-            f"Stopped by {name} after step {step}, which is saved. The same command with --workdir={self.workdir} goes on."
+            f"Stopped by {name} after step {step}, which is saved. The same command with "
+            f"--workdir={self.workdir} goes on."
         )
         if name == "SIGINT":
             raise KeyboardInterrupt

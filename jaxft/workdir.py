@@ -26,9 +26,9 @@ RUNS = "runs"
 class Workdir:
     """Names of what lies where.
 
-    `config.json` as resolved; `inputs.json`, digests of what was read; `model/`, the Hugging Face config and tokenizer
-    that an export will carry; `checkpoints/`; TensorBoard events, `metrics.jsonl`; at the end `result.json` and
-    `report.html`.
+    `config.json` as resolved; `inputs.json`, digests of what was read; `model/`, the Hugging Face
+    config and tokenizer that an export will carry; `checkpoints/`; TensorBoard events,
+    `metrics.jsonl`; at the end `result.json` and `report.html`.
     """
 
     path: str
@@ -57,7 +57,8 @@ class Workdir:
             return epath.Path(self.file("checkpoints"))
         except KeyError:
             raise UserError(
-                f"--workdir={self.path}: checkpoints can lie on a disk, gs:// or s3://, and nowhere else."
+                f"--workdir={self.path}: checkpoints can lie on a disk, gs:// or s3://, and "
+                "nowhere else."
             ) from None
 
     def prepare(self) -> None:
@@ -71,13 +72,17 @@ class Workdir:
             raise UserError(f"--workdir={self.path} cannot be written: {reason}.") from error
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file, None where there is none. Raises UserError when it cannot be read."""
+        """The content of a JSON file, None where there is none. Raises UserError when it cannot be
+        read.
+        """
         try:
             content = files.read_file(self.file(name))
             return None if content is None else json.loads(content)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"--workdir={self.path}: {name} cannot be used: {reason} ({name}).") from error
+            raise UserError(
+                f"--workdir={self.path}: {name} cannot be used: {reason} ({name})."
+            ) from error
 
     def refuse_other_config(self, given: Config, task_options: TaskOptions) -> None:
         """Raises UserError when the run here would go on with a config that is not its own."""
@@ -92,17 +97,24 @@ class Workdir:
         ]
         if lines:
             raise UserError(
-                f"{self} holds a run with another config:\n" + "\n".join(lines) + "\nOnly mesh, checkpoint and logging "
+                f"{self} holds a run with another config:\n"
+                + "\n".join(lines)
+                + "\nOnly mesh, checkpoint and logging "
                 "keys may change. Give the run's own values, or another --workdir."
             )
 
     def refuse_other_inputs(self, digests: Mapping[str, str]) -> None:
-        """Raises UserError when the run here would go on with files that have changed since it began."""
+        """Raises UserError when the run here would go on with files that have changed since it
+        began.
+        """
         saved = self.read_json("inputs.json")
-        changed = [name for name in digests if saved is not None and saved.get(name) != digests[name]]
+        changed = [
+            name for name in digests if saved is not None and saved.get(name) != digests[name]
+        ]
         if changed:
             raise UserError(
-                f"{self} holds a run that read something else: {', '.join(changed)} changed since it began, under the "
+                f"{self} holds a run that read something else: {', '.join(changed)} changed since "
+                "it began, under the "
                 "same path. Put the former content back, or start anew in another --workdir."
             )
 
@@ -113,11 +125,15 @@ class Workdir:
         """The saved config. Raises UserError when this is no run's folder."""
         config = self.read_json("config.json")
         if config is None:
-            raise UserError(f"--workdir={self.path} has no config.json: it is not the folder of a run.")
+            raise UserError(
+                f"--workdir={self.path} has no config.json: it is not the folder of a run."
+            )
         return config
 
     def save_model(self, config: dict[str, Any], tokenizer: Any) -> None:
-        """`model/`: the config.json and tokenizer files that describe the model without its weights."""
+        """`model/`: the config.json and tokenizer files that describe the model without its
+        weights.
+        """
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
             for path in sorted(Path(folder).iterdir()):

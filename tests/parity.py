@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from jaxft import pretrained
@@ -21,6 +21,8 @@ from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import Tree, flatten, unflatten
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
 PARITY = 2e-5
 """Largest error over the largest magnitude of the same array: float32 sums in another order.

@@ -1,4 +1,6 @@
-"""Tiny runs of the verbs, in this process and in others: one batch shape, so that little is compiled."""
+"""Tiny runs of the verbs, in this process and in others: one batch shape, so that little is
+compiled.
+"""
 
 import contextlib
 import csv
@@ -9,6 +11,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +23,13 @@ import pytest
 from conftest import WORDS
 from orbax.checkpoint import v1 as ocp
 
-from jaxft import evaluate, export, flags, predict, train
-from jaxft.data.features import Split
-from jaxft.experiment import Experiment, assemble
+from jaxft import config as configs
+from jaxft import evaluate, export, flags, predict, tasks, train
+from jaxft.data.features import Split, read_rows
+from jaxft.experiment import Experiment, assemble, tokenise_splits
+from jaxft.scoring import Scorer
+from jaxft.sharding import make_mesh
+from jaxft.trained import Trained
 
 BATCH, LENGTH = 8, 16
 VERBS = {"train": train, "evaluate": evaluate, "predict": predict, "export": export}
@@ -122,10 +129,8 @@ def refused(capsys: pytest.CaptureFixture, verb: str, words: Sequence[str]) -> s
 
 def assembled(keys: dict[str, Any]) -> tuple[Experiment, dict[str, Split], Any]:
     """The parts of a run without running it."""
-    from jaxft import config, tasks
-
     given = flags.train_flags(argv(keys), tasks.options)
-    made = config.load(given.config, given.arg, given.overrides, tasks.options)
+    made = configs.load(given.config, given.arg, given.overrides, tasks.options)
     return assemble(made, lambda text: None)
 
 
@@ -160,6 +165,27 @@ def metrics(workdir: Path | str) -> list[dict[str, Any]]:
     timed = ("time", "train/examples_per_s", "train/tokens_per_s", "train/memory_bytes")
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def outputs(
+    trained: Trained, path: str, *, batch_size: int, devices: int
+) -> tuple[dict[str, np.ndarray], Any]:
+    """What the scorer gives for a file on a mesh of so many devices, and the split."""
+    mesh = make_mesh({"data": devices}, jax.devices()[:devices])
+    train = replace(trained.experiment.config.train, eval_batch_size=batch_size)
+    config = replace(trained.experiment.config, train=train)
+    experiment = replace(trained.experiment, mesh=mesh, config=config)
+    module, data = experiment.module, experiment.config.data
+    rows = read_rows(path, data, module.COLUMNS, module.TEXTS, lambda text: None)
+    splits = tokenise_splits(experiment, {"data": rows})
+    host = jax.tree.map(np.asarray, trained.params)
+    return Scorer(experiment, splits)(host, "data"), splits["data"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:

@@ -1,4 +1,6 @@
-"""Every mistake of the issue's list: one clear message, exit code 2, nothing written or lost, no traceback."""
+"""Every mistake of the issue's list: one clear message, exit code 2, nothing written or lost, no
+traceback.
+"""
 
 import json
 import shutil
@@ -70,21 +72,18 @@ DATA = {
 def test_a_training_file_with(what, refused, tmp_path):
     content, expected = DATA[what]
     message = refused({"data.train": file(tmp_path, content)})
-    print(message)
     assert expected in message
     assert "rows.csv" in message
 
 
 def test_no_such_file(refused, keys):
     message = refused({"data.train": str(keys["data.train"]).replace("train.csv", "trian.csv")})
-    print(message)
     assert "trian.csv: no such file" in message
     assert "train.csv" in message.partition("no such file")[2], "what it may have meant"
 
 
 def test_a_wrong_column(refused):
     message = refused({"data.text_column": "txt"})
-    print(message)
     assert "data.text_column=txt: no column is called so" in message
     assert "'text', 'label'" in message
 
@@ -92,7 +91,6 @@ def test_a_wrong_column(refused):
 def test_a_label_in_validation_that_training_has_not_seen(refused, tmp_path):
     path = file(tmp_path, csv("good", "bad", "ugly"))
     message = refused({"data.validation": path})
-    print(message)
     assert (
         f"{path}: 1 label(s) that training has not seen: 'ugly' (line 4). Known are 'bad', 'good'"
         in message
@@ -104,7 +102,6 @@ def test_a_regression_label_that_is_no_number(refused, tmp_path, cell):
     path = file(tmp_path, csv(0.5, 1.25, cell, 2.0))
     given = {"data.train": path, "data.validation": path, "data.test": "none"}
     message = refused(given | {"task.problem_type": "regression"})
-    print(message)
     assert f"{path}, line 4" in message
     assert "number" in message
 
@@ -112,7 +109,6 @@ def test_a_regression_label_that_is_no_number(refused, tmp_path, cell):
 def test_a_regression_label_that_is_nan_where_the_problem_is_guessed(refused, tmp_path):
     path = file(tmp_path, csv(0.5, 1.25, "nan", 2.0))
     message = refused({"data.train": path, "data.validation": path, "data.test": "none"})
-    print(message)
     assert f"{path}, line 4" in message
 
 
@@ -138,7 +134,8 @@ CONFIG = {
     ),
     "a metric that is none": (
         {"checkpoint.metric_for_best_model": "f1"},
-        "checkpoint.metric_for_best_model='f1' is no score of this task; there is loss, accuracy, macro_f1",
+        "checkpoint.metric_for_best_model='f1' is no score of this task; there is loss, accuracy, "
+        "macro_f1",
     ),
     "weights of labels that are none": (
         {"task.class_weights": '{"god": 2}'},
@@ -176,7 +173,6 @@ CONFIG = {
 def test_a_config_with(what, refused):
     changed, expected = CONFIG[what]
     message = refused(changed)
-    print(message)
     assert expected in message
     assert next(iter(changed)).partition(".")[0] in message, "the key is named"
 
@@ -206,14 +202,12 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
 def test_a_checkpoint_without_a_config(refused, checkpoint):
     (checkpoint.folder / "config.json").unlink()
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert f"{checkpoint.folder} has no config.json" in message
 
 
 def test_a_truncated_safetensors_file(refused, checkpoint):
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-100])
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert str(checkpoint.path) in message
     assert "truncated" in message
 
@@ -222,7 +216,6 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(refused, checkpoint):
     wrong = {"embeddings.word_embeddings.weight": np.zeros((9, 32), np.float32)}
     checkpoint.tensors(**{QUERY: None, "encoder.extra.weight": np.zeros(3, np.float32)}, **wrong)
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert f"missing    {QUERY} [32, 32]" in message
     assert "extra      encoder.extra.weight" in message
     assert "misshaped  embeddings.word_embeddings.weight is [9, 32], expected [64, 32]" in message
@@ -231,7 +224,6 @@ def test_all_tensors_that_do_not_fit_are_named_at_once(refused, checkpoint):
 def test_a_pickle(refused, checkpoint):
     checkpoint.path.rename(checkpoint.folder / "pytorch_model.bin")
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert "only a pickle (pytorch_model.bin)" in message
     assert "save_pretrained" in message
 
@@ -239,21 +231,18 @@ def test_a_pickle(refused, checkpoint):
 def test_no_weights_at_all(refused, checkpoint):
     checkpoint.path.unlink()
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert "no model.safetensors" in message
 
 
 def test_an_unsupported_family(refused, checkpoint):
     checkpoint.fields(model_type="mamba")
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert "model_type 'mamba' is not supported; there is bert" in message
 
 
 def test_a_config_field_that_nobody_understands(refused, checkpoint):
     checkpoint.fields(rope_theta=1e6)
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert "rope_theta" in message
 
 
@@ -262,7 +251,6 @@ def test_a_tokenizer_larger_than_the_embedding(refused, checkpoint):
     words = load_file(checkpoint.path)["embeddings.word_embeddings.weight"][:20]
     checkpoint.tensors(**{"embeddings.word_embeddings.weight": words})
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert "the embedding only 20 rows" in message
 
 
@@ -270,20 +258,17 @@ def test_a_folder_without_a_tokenizer(refused, checkpoint):
     for path in checkpoint.folder.glob("tokenizer*"):
         path.unlink()
     message = refused({"model.pretrained": checkpoint.folder})
-    print(message)
     assert f"{checkpoint.folder} has no tokenizer" in message
 
 
 def test_the_hub_out_of_reach(refused):
     message = refused({"model.pretrained": "google-bert/bert-base-uncased"})
-    print(message)
     assert "'google-bert/bert-base-uncased' is no folder here, not in the hub's cache" in message
     assert "hf download google-bert/bert-base-uncased" in message
 
 
 def test_a_folder_that_is_not_there(refused):
     message = refused({"model.pretrained": "/no/such/folder"})
-    print(message)
     assert "'/no/such/folder': there is no such folder" in message
 
 
@@ -291,7 +276,6 @@ def test_a_folder_that_is_not_there(refused):
 def test_a_workdir_that_cannot_be_written(refused, tmp_path, inside):
     workdir = file(tmp_path, "a file", name="taken") / inside
     message = refused({}, workdir)
-    print(message)
     assert f"--workdir={workdir}" in message
     assert (tmp_path / "taken").read_text() == "a file"
 
@@ -305,18 +289,15 @@ def test_pitfall_15_a_disk_too_small_for_the_checkpoints_to_come(refused, monkey
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     message = refused({"checkpoint.keep_last": 5})
-    print(message)
     assert "0.0001 GB are free, but 7 checkpoints of 0.000" in message
     assert Path(asked[0]).is_dir()
 
 
 def test_a_flag_that_is_none(capsys, keys):
     message = runs.refused(capsys, "train", [*runs.argv(keys), "--wrokdir=x"])
-    print(message)
     assert "unknown flag --wrokdir; did you mean --workdir?" in message
 
 
 def test_some_of_the_flags_for_several_processes(capsys, keys):
     message = runs.refused(capsys, "train", [*runs.argv(keys), "--num_processes=2"])
-    print(message)
     assert "go together" in message

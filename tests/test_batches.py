@@ -6,8 +6,17 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import runs
 
-from jaxft.data.batches import LENGTHS, MULTIPLE, BatchSource, Plan, padded_lengths
+from jaxft.data.batches import (
+    LENGTHS,
+    MULTIPLE,
+    BatchSource,
+    Plan,
+    padded_lengths,
+    rows_here,
+    stream,
+)
 
 LIMIT = 60
 SIZES = [(1, 8), (8, 8), (9, 8), (37, 8), (1000, 8), (1000, 16)]
@@ -167,3 +176,26 @@ def test_a_batch_to_compile_with_has_the_shapes_of_a_real_one(rows):
         x.dtype for x in (*empty.tokens, empty.targets, empty.weights_B)
     ]
     assert not empty.weights_B.any()
+
+
+def test_pitfall_13_batch_k_is_made_without_the_batches_before_it(tiny_bert_folder):
+    experiment, splits, _ = runs.assembled(runs.finished(tiny_bert_folder).keys)
+
+    class Counted:
+        """A data set that notes which rows were asked for."""
+
+        def __init__(self, rows):
+            self.rows, self.asked = rows, []
+
+        def __getitem__(self, index):
+            self.asked.append(np.asarray(index))
+            return self.rows[index]
+
+    split = splits["train"]
+    plan = Plan(split.lengths, runs.BATCH, runs.LENGTH, seed=0)
+    counted = Counted(split.features)
+    mine = rows_here(runs.BATCH, experiment.rows)
+    source = BatchSource(plan, counted, experiment.task.collate, 10**6, mine)
+    batch = next(stream(source, 999_990, experiment.rows))
+    assert np.array_equal(batch.rows_B, plan[999_990][0])
+    assert len(counted.asked) <= 10, "only what is prefetched"

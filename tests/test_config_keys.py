@@ -1,4 +1,6 @@
-"""Every key of the config is read by what computes, not only by what checks and saves the config."""
+"""Every key of the config is read by what computes, not only by what checks and saves the
+config.
+"""
 
 import sys
 from dataclasses import fields

@@ -10,7 +10,9 @@ RANKS = {"models": 1, "tasks": 1, "step": 1, "generate": 1, "experiment": 2}
 RANKS |= dict.fromkeys(("scoring", "trained", "summary", "card"), 3)
 VERBS = ("train", "evaluate", "predict", "export", "plan")
 RANKS |= dict.fromkeys(VERBS, 4)
-"""A module may import what has its own rank or a lower one; what is not named here is ground, rank 0."""
+"""A module may import what has its own rank or a lower one; what is not named here is ground, rank
+0.
+"""
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")

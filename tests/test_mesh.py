@@ -27,7 +27,9 @@ SPLITS = [
     if data * fsdp * tensor == 8
 ]
 OTHER_ORDER = 2e-6
-"""Relative difference of losses and gradient norms: another mesh adds the same numbers in another order."""
+"""Relative difference of losses and gradient norms: another mesh adds the same numbers in another
+order.
+"""
 
 
 class Trained(NamedTuple):
@@ -98,7 +100,7 @@ def assert_split(tree: Any, ways: int) -> None:
 @pytest.mark.parametrize("split", [(1, 8, 1), (2, 2, 2)])
 def test_after_an_update_devices_hold_their_parts_and_what_was_said(train, split):
     trained = train(*split)
-    _, fsdp, tensor = split
+    _, fsdp, _ = split
     assert_split(trained.state.params, fsdp)
     assert_split(trained.state.opt_state, fsdp)
     for tree in (trained.state.params, trained.state.opt_state):
@@ -115,7 +117,9 @@ MINILM = {
     "intermediate_size": 1536,
 }
 UNSPLIT = 0.002
-"""What may stay whole, as a share of the weights' bytes: the head's bias, counters, one factor per word (30522 = 2 x 15261)."""
+"""What may stay whole, as a share of the weights' bytes: the head's bias, counters, one factor per
+word (30522 = 2 x 15261).
+"""
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "sgd"])

@@ -1,4 +1,6 @@
-"""Two processes of two devices each train, evaluate, save, stop and go on as one process of four does."""
+"""Two processes of two devices each train, evaluate, save, stop and go on as one process of four
+does.
+"""
 
 import json
 import socket
@@ -17,7 +19,9 @@ from jaxft.sharding import make_mesh
 
 KEYS = {"mesh.data": 2, "mesh.fsdp": 2, "optim.adam_epsilon": 1e-4, "train.eval_steps": 6}
 OTHER_COLLECTIVES = 2e-6
-"""Relative difference of losses: gloo sums between processes in another order than one process does."""
+"""Relative difference of losses: gloo sums between processes in another order than one process
+does.
+"""
 WEIGHTS = 1e-5
 """Difference of weights after 12 updates of up to 1e-3."""
 STOP = """
@@ -27,7 +31,7 @@ stop = Interrupts.stop
 def stop_at_5(self, step):
     if step == 5:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(2)  # the notice goes to the coordinator, which asks everyone for a step to stop at
+        time.sleep(2)  # the coordinator asks everyone for a step to stop at
     return stop(self, step)
 Interrupts.stop = stop_at_5
 """

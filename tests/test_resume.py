@@ -1,4 +1,6 @@
-"""A run that was killed, stopped or damaged goes on as the run that never was, bit by bit on the same mesh."""
+"""A run that was killed, stopped or damaged goes on as the run that never was, bit by bit on the
+same mesh.
+"""
 
 import json
 import os
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import runs
 
@@ -20,7 +21,9 @@ from jaxft.interrupts import Interrupts
 
 SAVES = {"train.eval_steps": 4, "checkpoint.save_steps": 3}  # saved after 3, 4, 6, 8, 9 and 12
 OTHER_MESH = 1e-4
-"""Relative difference of losses: another mesh adds in another order, and Adam amplifies what is near 0."""
+"""Relative difference of losses: another mesh adds in another order, and Adam amplifies what is
+near 0.
+"""
 DIE = "import os, signal\ndef die():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
 TORN = "when step 8 is written but for its last rename"
 LATE = "between the last save and the result"
@@ -55,7 +58,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def never_killed(folder, keys) -> Path:
-    """A finished run's folder; what it looked like just before step 8 was committed lies beside it."""
+    """A finished run's folder; what it looked like just before step 8 was committed lies beside
+    it.
+    """
     workdir, rename = folder / "never_killed", os.rename
 
     def rename_and_look(src: Any, dst: Any, **options: Any) -> None:
@@ -98,14 +103,6 @@ def unfinished(copy, folder, never_killed) -> Path:
     return copy(folder / LATE)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def logged_events(workdir: Path) -> list[int]:
     """The steps of the training loss in TensorBoard, in the order of the file."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -126,7 +123,7 @@ def assert_as_never_stopped(workdir: Path, never_killed: Path) -> None:
     assert runs.same(runs.arrays(workdir, 12), runs.arrays(never_killed, 12))
     assert runs.metrics(workdir) == runs.metrics(never_killed)
     assert logged_events(workdir) == list(range(1, 13))
-    assert content(workdir / "checkpoints").keys() >= {"12/_CHECKPOINT_METADATA"}
+    assert runs.content(workdir / "checkpoints").keys() >= {"12/_CHECKPOINT_METADATA"}
 
 
 @pytest.mark.parametrize("what", [*KILLS, TORN, LATE])
@@ -230,10 +227,10 @@ def test_when_no_checkpoint_can_be_read_all_of_them_stay_and_nothing_starts_anew
 ):
     for step in (unfinished / "checkpoints").iterdir():
         DAMAGE["arrays cut short"](step)
-    before = content(unfinished / "checkpoints")
+    before = runs.content(unfinished / "checkpoints")
     message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
     assert "None of the checkpoints under" in message
-    assert content(unfinished / "checkpoints") == before
+    assert runs.content(unfinished / "checkpoints") == before
 
 
 def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
@@ -258,8 +255,8 @@ def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
     runs.run(tmp_path / "run", keys)
     err = capsys.readouterr().err
     assert (
-        "WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: 4, 6"
-        in err
+        "WARNING: a checkpoint could not be saved, the run goes on. Those before it are untouched: "
+        "4, 6" in err
     )
     assert "File too large" in err
     assert "Traceback" not in err
@@ -270,7 +267,7 @@ def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
 def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(
     unfinished, keys, capsys
 ):
-    before = content(unfinished)
+    before = runs.content(unfinished)
     changed = {
         "optim.learning_rate": 0.5,
         "seed": 3,
@@ -283,7 +280,7 @@ def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(
     assert "seed: the run has 0, given is 3" in message
     assert "mesh.fsdp" not in message
     assert "train.logging_steps" not in message
-    assert content(unfinished) == before
+    assert runs.content(unfinished) == before
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -291,7 +288,7 @@ def test_resuming_with_other_rows_under_the_same_path_is_refused(
     split, unfinished, tmp_path, keys, capsys
 ):
     path = Path(keys[f"data.{split}"])
-    original, before = path.read_bytes(), content(unfinished)
+    original, before = path.read_bytes(), runs.content(unfinished)
     try:
         runs.table(path, runs.rows(40, seed=9, labels=("bad", "good", "great")))
         with mock.patch.dict(keys):
@@ -300,17 +297,7 @@ def test_resuming_with_other_rows_under_the_same_path_is_refused(
         path.write_bytes(original)
     if split == "train":
         assert "train changed since it began, under the same path" in message
-    assert content(unfinished) == before
-
-
-def test_a_finished_run_prints_its_result_again_and_changes_nothing(
-    never_killed, keys, capsys, monkeypatch
-):
-    before = content(never_killed)
-    monkeypatch.setattr(sys, "argv", ["train", *runs.argv(keys, never_killed)])
-    flags.run(train.main)  # exit code 0
-    assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
-    assert content(never_killed) == before
+    assert runs.content(unfinished) == before
 
 
 def test_a_run_may_go_on_with_another_metric_for_its_best_checkpoint(killed, copy, keys):
@@ -325,27 +312,3 @@ def test_a_run_may_go_on_with_another_metric_for_its_best_checkpoint(killed, cop
     }
     assert result["best_step"] == min(losses, key=losses.__getitem__)
     assert result["validation"]["loss"] == losses[result["best_step"]]
-
-
-def test_pitfall_13_batch_k_is_made_without_the_batches_before_it(keys):
-    experiment, splits, _ = runs.assembled(keys)
-    from jaxft.data.batches import BatchSource, Plan, rows_here, stream
-
-    class Counted:
-        """A data set that notes which rows were asked for."""
-
-        def __init__(self, rows):
-            self.rows, self.asked = rows, []
-
-        def __getitem__(self, index):
-            self.asked.append(np.asarray(index))
-            return self.rows[index]
-
-    split = splits["train"]
-    plan = Plan(split.lengths, runs.BATCH, runs.LENGTH, seed=0)
-    counted = Counted(split.features)
-    mine = rows_here(runs.BATCH, experiment.rows)
-    source = BatchSource(plan, counted, experiment.task.collate, 10**6, mine)
-    batch = next(stream(source, 999_990, experiment.rows))
-    assert np.array_equal(batch.rows_B, plan[999_990][0])
-    assert len(counted.asked) <= 10, "only what is prefetched"

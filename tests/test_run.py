@@ -1,21 +1,23 @@
-"""What a run does besides training: compile first, score, stop in time, refuse NaN, write itself down."""
+"""What a run does besides training: compile first, score, stop in time, refuse NaN, write itself
+down.
+"""
 
 import contextlib
 import io
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import jax
-import numpy as np
 import pytest
 import runs
 from etils import epath
 
-from jaxft import evaluate, files, train
+from jaxft import evaluate, files, flags, train
 from jaxft.errors import UserError
 from jaxft.train import Run
 from jaxft.workdir import Workdir
@@ -181,95 +183,14 @@ def test_recomputed_activations_change_no_loss(mode, keys, finished, tmp_path):
     )
 
 
-@pytest.fixture
-def wild(keys, tmp_path, capsys) -> tuple[Path, str]:
-    """A run whose second update is not finite, and what it said."""
-    steep = {
-        "optim.learning_rate": 1e38,
-        "optim.max_grad_norm": "none",
-        "optim.warmup_steps": 0,
-        "train.eval_steps": 1,
-    }
-    return tmp_path, runs.refused(capsys, "train", runs.argv(keys | steep, tmp_path))
-
-
-def test_pitfall_11_a_loss_that_is_not_finite_stops_before_the_update_and_dumps_the_batch(wild):
-    workdir, message = wild
-    assert message.startswith(
-        "Update 2 was refused: loss nan, gradient norm nan. The weights before it are saved"
-    )
-    assert "a lower optim.learning_rate" in message
-    assert not (workdir / "result.json").exists()
-    kept = runs.arrays(workdir, 1)
-    assert all(np.isfinite(array).all() for name, array in kept.items() if "params" in name)
-    assert int(kept["['optimizer']['step']"]) == 1
-    assert list(rows_with("train/loss", workdir)) == [1]
-
-    dumped = np.load(workdir / "bad_batch" / "step-2" / "batch.npz")
-    assert dumped["ids_BL"].shape == (8, 16)
-    lines = (workdir / "bad_batch" / "step-2" / "rows.jsonl").read_text().splitlines()
-    known = [text for text, _ in runs.rows(37, seed=0)]
-    assert [json.loads(line)["text"] for line in lines] == [
-        known[row] for row in dumped["rows_B"] if row >= 0
-    ]
-
-
-def test_pitfall_11_a_refused_update_does_not_cost_the_checkpoint_before_it_its_score(wild):
-    workdir, _ = wild
-    assert (workdir / "checkpoints" / "1" / "metrics").exists()
-
-
-@pytest.fixture(scope="module")
-def worsening(tmp_path_factory, tiny_bert_folder) -> tuple[Path, dict[str, Any]]:
-    """A run that learns the opposite of what validation asks, and stops early."""
-    folder = tmp_path_factory.mktemp("worsening")
-    keys = {"model.pretrained": tiny_bert_folder} | runs.tables(folder)
-    runs.table(
-        folder / "train.csv", [(text, "good") for text, _ in runs.rows(30, 0)] + runs.rows(2, 1)
-    )
-    runs.table(
-        folder / "validation.csv",
-        [(text, "bad") for text, _ in runs.rows(20, 2)] + [("fine", "good")],
-    )
-    keys |= {
-        "train.max_steps": 40,
-        "train.eval_steps": 2,
-        "optim.learning_rate": 1e-2,
-        "data.test": "none",
-    }
-    keys |= {
-        "train.early_stopping_patience": 3,
-        "checkpoint.metric_for_best_model": "loss",
-        "checkpoint.keep_last": 1,
-    }
-    runs.run(folder / "run", keys)
-    return folder / "run", keys
-
-
-def test_early_stopping_goes_back_to_the_best_for_the_final_scores(worsening):
-    workdir, _ = worsening
-    result = json.loads((workdir / "result.json").read_text())
-    losses = rows_with("validation/loss", workdir)
-    best = min(losses, key=losses.__getitem__)
-    assert (result["step"], result["best_step"]) == (best + 6, best)
-    assert result["step"] < 40
-    assert result["validation"]["loss"] == losses[best]
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == sorted(
-        [str(best), str(best + 6)]
-    )
-
-
-def test_a_run_that_stopped_early_and_died_before_its_result_trains_no_further(
-    worsening, monkeypatch, capsys
+def test_a_finished_run_prints_its_result_again_and_changes_nothing(
+    finished, keys, capsys, monkeypatch
 ):
-    workdir, keys = worsening
-    before = json.loads((workdir / "result.json").read_text())
-    (workdir / "result.json").unlink()
-    monkeypatch.setattr(Run, "compile", lambda self: pytest.fail("nothing is left to train"))
-    after = runs.run(workdir, keys)
-    assert "Early stopping: loss has not improved for 3 evaluations" in capsys.readouterr().err
-    for part in ("step", "best_step", "validation"):
-        assert after[part] == before[part]
+    before = runs.content(finished.workdir)
+    monkeypatch.setattr(sys, "argv", ["train", *runs.argv(keys, finished.workdir)])
+    flags.run(train.main)  # exit code 0
+    assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
+    assert runs.content(finished.workdir) == before
 
 
 def test_without_a_workdir_a_run_goes_to_runs_in_the_current_folder(
@@ -296,7 +217,8 @@ def test_a_missing_validation_split_is_cut_from_training_the_same_way_each_time(
 
 
 def test_a_workdir_in_an_object_store(keys, tmp_path, monkeypatch, capsys):
-    """memory:// stands in for gs://: all but the arrays goes through fsspec, which orbax does not use.
+    """memory:// stands in for gs://: all but the arrays goes through fsspec, which orbax does not
+    use.
 
     orbax needs a real disk or a bucket, so that its folder is a local one here.
     """

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from transformers import TrainingArguments, get_scheduler
 
 from jaxft.config import Optim
 from jaxft.errors import UserError
 from jaxft.schedules import SHAPES, make_schedule
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
 STEPS, PEAK = 50, 3e-4
 

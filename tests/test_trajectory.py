@@ -51,7 +51,7 @@ Train = Callable[..., Trajectory]
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, tiny_bert_folder, tiny_tokenizer) -> dict[str, Any]:
     """A BERT with a head for three classes, and rows of 7 to 14 words that it can learn."""
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import BertConfig, BertForSequenceClassification
 
     folder = tmp_path_factory.mktemp("trajectory")
@@ -136,7 +136,7 @@ def trained(run: Run, matched: Any) -> Trajectory:
 
 def by_hf_trainer(run: Run, folder: Path, accumulation: int) -> dict[str, np.ndarray]:
     """`loss`, `grad_norm`, `learning_rate` of HF's Trainer on the same batches in their order."""
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import (
         AutoModelForSequenceClassification,
         DataCollatorWithPadding,

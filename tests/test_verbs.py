@@ -1,26 +1,22 @@
-"""evaluate, predict and export on a finished run: what stands on stdout, which step, what is refused."""
+"""evaluate, predict and export on a finished run: what stands on stdout, which step, what is
+refused.
+"""
 
 import io
 import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import runs
-from jax.sharding import SingleDeviceSharding
 from sklearn import metrics
 
-from jaxft import export, pretrained
-from jaxft.checkpoint import Checkpoints
-from jaxft.nn.weights import flatten, unflatten
-from jaxft.sharding import make_mesh
-from jaxft.tasks.classify import Task
+from jaxft import pretrained
+from jaxft.nn.weights import flatten
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -126,25 +122,6 @@ def opened(finished):
         yield trained
 
 
-def outputs(
-    trained: Trained, path: str, *, batch_size: int, devices: int
-) -> tuple[dict[str, np.ndarray], Any]:
-    """What the scorer gives for a file on a mesh of so many devices, and the split."""
-    from jaxft.data.features import read_rows
-    from jaxft.experiment import tokenise_splits
-    from jaxft.scoring import Scorer
-
-    mesh = make_mesh({"data": devices}, jax.devices()[:devices])
-    train = replace(trained.experiment.config.train, eval_batch_size=batch_size)
-    config = replace(trained.experiment.config, train=train)
-    experiment = replace(trained.experiment, mesh=mesh, config=config)
-    module, data = experiment.module, experiment.config.data
-    rows = read_rows(path, data, module.COLUMNS, module.TEXTS, lambda text: None)
-    splits = tokenise_splits(experiment, {"data": rows})
-    host = jax.tree.map(np.asarray, trained.params)
-    return Scorer(experiment, splits)(host, "data"), splits["data"]
-
-
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (5, 1), (8, 8), (24, 2)])
 def test_scores_equal_scikit_learns_on_the_whole_set_however_it_is_cut(
     opened, tmp_path, batch_size, devices
@@ -154,7 +131,7 @@ def test_scores_equal_scikit_learns_on_the_whole_set_however_it_is_cut(
         for i, (text, label) in enumerate(runs.rows(29, seed=7))
     ]
     path = str(runs.table(tmp_path / "mixed.csv", mixed))
-    found, split = outputs(opened, path, batch_size=batch_size, devices=devices)
+    found, split = runs.outputs(opened, path, batch_size=batch_size, devices=devices)
     assert found["logits_BC"].shape == (29, 2), "padding is gone"
 
     logits = logits_of(opened, [text for text, _ in mixed])
@@ -251,121 +228,8 @@ def test_predict_refuses_rows_without_the_text_column(refused, tmp_path):
 
 
 def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):
-    def content() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in finished.workdir.rglob("*") if path.is_file()}
-
-    before = content()
+    before = runs.content(finished.workdir)
     call("evaluate")
     call("predict", f"--input={finished.keys['data.test']}")
     call("export", f"--output={tmp_path}/out")
-    assert content() == before
-
-
-# export
-
-
-def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, opened, tmp_path):
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    assert call("export", f"--output={tmp_path}/out") == f"{tmp_path}/out\n"
-    folder = tmp_path / "out"
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert model.config.id2label == {0: "bad", 1: "good"}
-    assert model.config.problem_type == "single_label_classification"
-    texts = [text for text, _ in runs.rows(6, seed=4)]
-    with torch.no_grad():
-        theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
-    path = str(runs.table(tmp_path / "in.csv", [(text, "good") for text in texts]))
-    ours = outputs(opened, path, batch_size=8, devices=1)[0]["logits_BC"]
-    np.testing.assert_allclose(theirs, ours, rtol=SAME_LOGITS, atol=SAME_LOGITS)
-    card = (folder / "README.md").read_text()
-    assert "library_name: transformers" in card
-    assert "accuracy" in card
-    assert "learning rate 0.01" in card
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out"], (
-        "nothing half made is left"
-    )
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_an_export_in_half_precision_says_so_in_its_config(call, tmp_path, dtype):
-    call("export", f"--output={tmp_path}/out", f"--dtype={dtype}")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
-    whole = tmp_path / "whole"
-    call("export", f"--output={whole}")
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "out", whole)]
-    assert sizes[0] < 0.6 * sizes[1]
-
-
-def test_an_export_never_overwrites(refused, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    assert "is not an empty folder" in refused("export", f"--output={tmp_path}/mine")
-    assert "is not an empty folder" in refused("export", f"--output={tmp_path}/mine/thesis.tex")
-    message = refused("export", f"--output={tmp_path}/mine/thesis.tex/out")
-    assert f"--output={tmp_path}/mine/thesis.tex/out" in message
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
-
-
-def poison(value: float):
-    """`Checkpoints.restore` with one weight replaced."""
-    restore = Checkpoints.restore
-
-    def poisoned(self: Checkpoints, *args: Any, **options: Any) -> Any:
-        restored = restore(self, *args, **options)
-        leaves = dict(flatten(restored.params))
-        path = ("pooler", "bias")
-        leaves[path] = jax.device_put(
-            np.full(leaves[path].shape, value, np.float32), leaves[path].sharding
-        )
-        return replace(restored, params=unflatten(leaves))
-
-    return poisoned
-
-
-@pytest.mark.parametrize(
-    ("value", "dtype"), [(np.nan, "float32"), (np.inf, "float32"), (1e6, "float16")]
-)
-def test_pitfall_11_what_is_not_finite_is_never_exported(
-    refused, tmp_path, monkeypatch, value, dtype
-):
-    monkeypatch.setattr(Checkpoints, "restore", poison(value))
-    message = refused("export", f"--output={tmp_path}/out", f"--dtype={dtype}")
-    assert "pooler.dense.bias" in message
-    assert "not finite" in message
-    assert not any(tmp_path.iterdir())
-
-
-def test_pitfall_19_an_export_that_was_not_written_as_meant_is_a_loud_bug(
-    call, tmp_path, monkeypatch
-):
-    read = pretrained.read
-
-    def read_wrongly(*args: Any) -> dict:
-        found = read(*args)
-        path = ("heads", "classify", "bias")
-        here = SingleDeviceSharding(jax.devices()[0])
-        return found | {path: jax.device_put(np.asarray(found[path])[::-1] + 1, here)}
-
-    monkeypatch.setattr(pretrained, "read", read_wrongly)
-    with pytest.raises(
-        RuntimeError, match="heads/classify/bias was not read back as it was written"
-    ):
-        call("export", f"--output={tmp_path}/out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_pitfall_19_logits_that_transformers_does_not_share_are_a_loud_bug(
-    call, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(export, "logit_difference", lambda *parts: 1e-3)
-    with pytest.raises(RuntimeError, match="transformers' logits differ"):
-        call("export", f"--output={tmp_path}/out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_tasks_of_an_export_and_of_its_run_are_one(opened):
-    task = opened.experiment.task
-    assert Task.from_config(opened.experiment.config.task, task.config()) == task
+    assert runs.content(finished.workdir) == before

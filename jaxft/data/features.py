@@ -68,7 +68,7 @@ def read_rows(
         UserError: the source cannot be read, or more than `data.max_dropped` of its rows are empty.
     """
     wanted = {name: getattr(data, key) for name, key in columns.items() if name not in without}
-    options = {"delimiter": data.delimiter, "quoting": data.quoting}
+    options: dict[str, Any] = {"delimiter": data.delimiter, "quoting": data.quoting}
     options |= {"encoding": data.encoding, "header": data.header}
     everything = read(source, wanted, split=split, **options)
     named = [name for name in texts if name in everything.column_names]

@@ -102,9 +102,11 @@ class Embed(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero each element with probability `rate`, scale up the rest; a `key` of None means deterministic.
+    """Zero each element with probability `rate`, scale up the rest; a `key` of None means
+    deterministic.
 
-    An element's fate is a hash of its index in the whole array, so that it depends on no device or mesh.
+    An element's fate is a hash of its index in the whole array, so that it depends on no device or
+    mesh.
     """
     if key is None or rate == 0.0:
         return x
@@ -116,8 +118,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def _hash_indices(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     """32 bits per element, uint32: an affine map of the index drawn from `key`, then a mixing hash.
 
-    A tenth of the arithmetic of `jax.random.bits`, which was a tenth of a training step and a third of its
-    compilation on CPU. Source of the mixing constants: lowbias32, C. Wellons, hash-prospector (2018).
+    A tenth of the arithmetic of `jax.random.bits`, which was a tenth of a training step and a third
+    of its compilation on CPU. Source of the mixing constants: lowbias32, C. Wellons,
+    hash-prospector (2018).
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1

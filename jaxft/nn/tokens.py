@@ -2,18 +2,19 @@
 
 from typing import Any, NamedTuple
 
-import jax
+Array = Any
+"""A `jax.Array` on the devices, a numpy array on the host."""
 
 
 class Tokens(NamedTuple):
     """Tokenised rows; all int32 of shape [B, L]."""
 
-    ids_BL: jax.Array
-    segments_BL: jax.Array
+    ids_BL: Array
+    segments_BL: Array
     """Which example of the row a token belongs to, counted from 1; 0 is padding."""
-    positions_BL: jax.Array
+    positions_BL: Array
     """Position within the example; restarts with every segment."""
-    types_BL: jax.Array
+    types_BL: Array
     """BERT's `token_type_ids`: first or second text of a pair."""
 
 
@@ -23,7 +24,7 @@ class Batch(NamedTuple):
     tokens: Tokens
     targets: Any
     """Whatever the task's loss compares with; every leaf has B rows."""
-    weights_B: jax.Array
+    weights_B: Array
     """float32; 0 marks a filler row."""
-    rows_B: jax.Array
+    rows_B: Array
     """int32 row numbers in the data set; -1 marks a filler row."""

@@ -91,7 +91,7 @@ def walk(model: nnx.Module) -> dict[Path, Weight]:
     }
 
 
-def flatten(tree: Tree, prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+def flatten(tree: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The leaves of a nested dict with their paths."""
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,8 @@
-"""Sequence classification and regression: one label, several labels or a number for a text or a pair of texts.
+"""Sequence classification and regression: one label, several labels or a number for a text or a
+pair of texts.
 
-B rows, C classes, L tokens. Source of the losses: transformers 5.23 `ForSequenceClassificationLoss`, `LabelSmoother`.
+B rows, C classes, L tokens. Source of the losses: transformers 5.23
+`ForSequenceClassificationLoss`, `LabelSmoother`.
 """
 
 from collections import Counter
@@ -67,10 +69,12 @@ class Task:
     ) -> "Task":
         """Reads problem and label names off the training split, which comes from `source`.
 
-        `known` are the labels of a checkpoint's own head: their order is kept when the data have no others.
+        `known` are the labels of a checkpoint's own head: their order is kept when the data have no
+        others.
 
         Raises:
-            UserError: one class only, values that are no numbers, weights for labels that are not there.
+            UserError: one class only, values that are no numbers, weights for labels that are not
+            there.
         """
         problem = options.problem_type
         if problem == "auto":
@@ -79,7 +83,8 @@ class Task:
             value = getattr(options, key)
             if value and problem not in problems:
                 raise UserError(
-                    f"task.{key}={value!r} says nothing about {problem}, which these labels are (or "
+                    f"task.{key}={value!r} says nothing about {problem}, which these labels are "
+                    "(or "
                     "task.problem_type says so); leave it out."
                 )
         if problem == "regression":
@@ -89,7 +94,8 @@ class Task:
         )
         if len(counts) < 2:
             raise UserError(
-                f"{source}: the training labels hold one class only ({', '.join(counts) or 'none'}): there is nothing "
+                f"{source}: the training labels hold one class only "
+                f"({', '.join(counts) or 'none'}): there is nothing "
                 "to learn. Is data.label_column the right one?"
             )
         labels = cells.order(counts, known)
@@ -117,7 +123,11 @@ class Task:
         """The problem in words."""
         listed = ", ".join(self.labels[:12]) + (", ..." if self.num_labels > 12 else "")
         words = self.problem.replace("_", " ")
-        return words if self.problem == "regression" else f"{words}, {self.num_labels} labels: {listed}"
+        return (
+            words
+            if self.problem == "regression"
+            else f"{words}, {self.num_labels} labels: {listed}"
+        )
 
     @property
     def num_labels(self) -> int:
@@ -138,13 +148,19 @@ class Task:
         """What `scores` gives, known before there is anything to score."""
         row_1C = np.zeros((1, self.num_labels), np.float32)
         targets = row_1C if self.problem == "multi_label_classification" else [0]
-        outputs = {"logits_BC": row_1C, "losses_B": np.zeros(1), "weights_B": np.ones(1)}
-        return tuple(self.scores(outputs, targets))
+        outputs: dict[str, Any] = {
+            "logits_BC": row_1C,
+            "losses_B": np.zeros(1),
+            "weights_B": np.ones(1),
+        }
+        return tuple(self.scores(outputs, list(targets)))
 
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
     ) -> dict[str, list]:
-        """Token ids of each row, its length before it was cut to `max_length`, and its target if it has a label."""
+        """Token ids of each row, its length before it was cut to `max_length`, and its target if it
+        has a label.
+        """
         texts = [columns[name] for name in TEXTS if name in columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         kept = ("input_ids", "token_type_ids")
@@ -161,10 +177,14 @@ class Task:
         """A class number, 0s and 1s, or a number per row.
 
         Raises:
-            UserError: a label that training has not seen, or a number that is none; with `source` and its line.
+            UserError: a label that training has not seen, or a number that is none; with `source`
+            and its line.
         """
         if self.problem == "regression":
-            return [cells.number(cell, f"{source}, line {at}") for cell, at in zip(label, where, strict=True)]
+            return [
+                cells.number(cell, f"{source}, line {at}")
+                for cell, at in zip(label, where, strict=True)
+            ]
         number = {name: i for i, name in enumerate(self.labels)}
         rows = [cells.names(cell, self.problem, self.separator) for cell in label]
         single = self.problem == "single_label_classification"
@@ -221,7 +241,9 @@ class Task:
 
     def scores(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> dict[str, float]:
         """Loss and metrics of a split; the main metric right after the loss."""
-        loss = float((outputs["losses_B"] * outputs["weights_B"]).sum() / outputs["weights_B"].sum())
+        loss = float(
+            (outputs["losses_B"] * outputs["weights_B"]).sum() / outputs["weights_B"].sum()
+        )
         logits_BC, truth = outputs["logits_BC"], np.asarray(targets)
         if self.problem == "regression":
             return {"loss": loss, **metrics.regression(logits_BC[:, 0], truth)}
@@ -238,7 +260,9 @@ class Task:
             return (_sigmoid(logits_BC) >= metrics.THRESHOLD).astype(np.int64)
         return logits_BC.argmax(-1)
 
-    def worst(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> list[dict[str, Any]]:
+    def worst(
+        self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Wrong rows, those with the highest loss first: row, truth, prediction, confidence."""
         answers, found = self.answers(outputs), []
         for row in np.argsort(-outputs["losses_B"], kind="stable"):
@@ -261,7 +285,9 @@ class Task:
     def confusion(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:
-        """Counts [C, C], rows true, columns predicted; None where a row may have several labels or a number."""
+        """Counts [C, C], rows true, columns predicted; None where a row may have several labels or
+        a number.
+        """
         if self.problem != "single_label_classification":
             return None
         return metrics.confusion_matrix(self.answers(outputs), targets, self.labels)

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from jaxft import load_pretrained, save_pretrained
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Tokens
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
 TEXTS = ["a good film", "a very very bad film", "this movie is great", "awful plot"]
 LABELS = np.array([2, 0, 2, 1])

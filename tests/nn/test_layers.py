@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from parity import CASES, LABELS, random_tokens
 from transformers.activations import ACT2FN
 
@@ -15,6 +14,8 @@ from jaxft.nn.attention import attention
 from jaxft.nn.encoder import first_token
 from jaxft.nn.layers import ACTIVATIONS, LayerNorm, dropout
 from jaxft.nn.weights import unflatten
+
+torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
 ELEMENTS = 1_000_000
 

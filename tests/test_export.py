@@ -1,0 +1,159 @@
+"""export on a finished run: what other tools load from it, and what never leaves."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import runs
+from jax.sharding import SingleDeviceSharding
+
+from jaxft import export, pretrained
+from jaxft.checkpoint import Checkpoints
+from jaxft.nn.weights import flatten, unflatten
+from jaxft.tasks.classify import Task
+from jaxft.trained import open_trained
+from jaxft.workdir import Workdir
+
+SAME_LOGITS = 1e-5
+"""Relative difference of logits between transformers and jaxft, in float32."""
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert_folder) -> runs.Finished:
+    return runs.finished(tiny_bert_folder)
+
+
+@pytest.fixture
+def call(capsys, finished):
+    """Exports the finished run and returns what stands on stdout."""
+
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        export.main([f"--workdir={finished.workdir}", *words])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, finished):
+    def run(*words: str) -> str:
+        return runs.refused(capsys, "export", [f"--workdir={finished.workdir}", *words])
+
+    return run
+
+
+@pytest.fixture
+def opened(finished):
+    with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:
+        yield trained
+
+
+def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, opened, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    assert call(f"--output={tmp_path}/out") == f"{tmp_path}/out\n"
+    folder = tmp_path / "out"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert model.config.problem_type == "single_label_classification"
+    texts = [text for text, _ in runs.rows(6, seed=4)]
+    with torch.no_grad():
+        theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
+    path = str(runs.table(tmp_path / "in.csv", [(text, "good") for text in texts]))
+    ours = runs.outputs(opened, path, batch_size=8, devices=1)[0]["logits_BC"]
+    np.testing.assert_allclose(theirs, ours, rtol=SAME_LOGITS, atol=SAME_LOGITS)
+    card = (folder / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "accuracy" in card
+    assert "learning rate 0.01" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out"], (
+        "nothing half made is left"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_export_in_half_precision_says_so_in_its_config(call, tmp_path, dtype):
+    call(f"--output={tmp_path}/out", f"--dtype={dtype}")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    whole = tmp_path / "whole"
+    call(f"--output={whole}")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "out", whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_an_export_never_overwrites(refused, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "is not an empty folder" in refused(f"--output={tmp_path}/mine")
+    assert "is not an empty folder" in refused(f"--output={tmp_path}/mine/thesis.tex")
+    message = refused(f"--output={tmp_path}/mine/thesis.tex/out")
+    assert f"--output={tmp_path}/mine/thesis.tex/out" in message
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def poison(value: float):
+    """`Checkpoints.restore` with one weight replaced."""
+    restore = Checkpoints.restore
+
+    def poisoned(self: Checkpoints, *args: Any, **options: Any) -> Any:
+        restored = restore(self, *args, **options)
+        leaves = dict(flatten(restored.params))
+        path = ("pooler", "bias")
+        leaves[path] = jax.device_put(
+            np.full(leaves[path].shape, value, np.float32), leaves[path].sharding
+        )
+        return replace(restored, params=unflatten(leaves))
+
+    return poisoned
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, "float32"), (np.inf, "float32"), (1e6, "float16")]
+)
+def test_pitfall_11_what_is_not_finite_is_never_exported(
+    refused, tmp_path, monkeypatch, value, dtype
+):
+    monkeypatch.setattr(Checkpoints, "restore", poison(value))
+    message = refused(f"--output={tmp_path}/out", f"--dtype={dtype}")
+    assert "pooler.dense.bias" in message
+    assert "not finite" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_pitfall_19_an_export_that_was_not_written_as_meant_is_a_loud_bug(
+    call, tmp_path, monkeypatch
+):
+    read = pretrained.read
+
+    def read_wrongly(*args: Any) -> dict:
+        found = read(*args)
+        path = ("heads", "classify", "bias")
+        here = SingleDeviceSharding(jax.devices()[0])
+        return found | {path: jax.device_put(np.asarray(found[path])[::-1] + 1, here)}
+
+    monkeypatch.setattr(pretrained, "read", read_wrongly)
+    with pytest.raises(
+        RuntimeError, match="heads/classify/bias was not read back as it was written"
+    ):
+        call(f"--output={tmp_path}/out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pitfall_19_logits_that_transformers_does_not_share_are_a_loud_bug(
+    call, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(export, "logit_difference", lambda *parts: 1e-3)
+    with pytest.raises(RuntimeError, match="transformers' logits differ"):
+        call(f"--output={tmp_path}/out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tasks_of_an_export_and_of_its_run_are_one(opened):
+    task = opened.experiment.task
+    assert Task.from_config(opened.experiment.config.task, task.config()) == task
