@@ -293,11 +293,6 @@ def test_pitfall_15_a_disk_too_small_for_the_checkpoints_to_come(refused, monkey
     assert Path(asked[0]).is_dir()
 
 
-def test_a_flag_that_is_none(capsys, keys):
-    message = runs.refused(capsys, "train", [*runs.argv(keys), "--wrokdir=x"])
-    assert "unknown flag --wrokdir; did you mean --workdir?" in message
-
-
 def test_some_of_the_flags_for_several_processes(capsys, keys):
     message = runs.refused(capsys, "train", [*runs.argv(keys), "--num_processes=2"])
     assert "go together" in message

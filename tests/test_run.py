@@ -82,20 +82,10 @@ def test_the_result_says_what_was_reached_and_how_fast(finished):
 def test_it_says_what_it_does_and_what_to_type_next(finished):
     said = finished.said
     assert said.startswith("jaxft on 8 x cpu")
-    expected = [
-        "Model: ",
-        "Task: classify, single label classification, 2 labels: bad, good",
-        "Weights: 23 of 25",
-    ]
-    expected += [
-        "NEW, initialised at random: classifier.weight [2, 32]",
-        "Compute: float32, attention xla",
-    ]
-    expected += [
-        "Mesh data=8, fsdp=1, tensor=1; per device",
-        "MB of optimizer state",
-        "Compiled the update for rows of 16",
-    ]
+    expected = ["Model: ", "Task: classify, single label classification, 2 labels: bad, good"]
+    expected += ["Weights: 23 from the checkpoint, 2 new", "Compute: float32, attention xla"]
+    expected += ["NEW, initialised at random: classifier.weight [2, 32]", "MB of optimizer state"]
+    expected += ["Mesh data=8, fsdp=1, tensor=1; per device", "Compiled the update for rows of 16"]
     expected += [
         "step 4: validation loss",
         "Done: 12 steps",
