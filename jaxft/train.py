@@ -205,7 +205,7 @@ class Run:
         moments = restored.optimizer
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step
 
-    def compile(self, start: int) -> dict[int, Callable]:
+    def compile(self, start: int = 0) -> dict[int, Callable]:
         """The update for each padded length and the evaluation, so that memory errors come now and
         not later.
         """

@@ -153,7 +153,7 @@ def test_pitfall_10_a_tiny_rate_in_bfloat16_still_changes_the_float32_weights(cr
     workdir = creeping.workdir
     changed = rows_with("train/changed_weights", workdir)
     assert list(changed) == list(range(1, 13))
-    assert changed[1] > 0.5
+    assert all(changed[step] > 0.5 for step in range(2, 10)), "the first may be a mere rounding"
     assert {array.dtype.name for array in runs.arrays(workdir, 12).values()} == {"float32", "int32"}
     first = rows_with("train/loss", workdir)[1]
     exact = rows_with("train/loss", finished.workdir)[1]
