@@ -62,7 +62,8 @@ class Checkpoints:
         )
         self._keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last), best])
         # Its threads log every failure with a page of traceback, and then raise it for us to tell.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for noisy in ("absl", "asyncio"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
         self._orbax = self._open()
 
     def _open(self) -> Any:
