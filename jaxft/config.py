@@ -73,6 +73,27 @@ def steps(value: values.CountOrShare, total: int) -> int:
     return value if isinstance(value, int) else math.ceil(value * total * (1 - 1e-12))
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When what happens, in updates."""
+
+    total: int
+    evaluate: int
+    save: int
+    log: int
+
+    @classmethod
+    def of(cls, config: Config, batches_per_epoch: int) -> "Schedule":
+        train = config.train
+        total = train.max_steps or math.ceil(
+            (train.num_train_epochs or schema.DEFAULT_EPOCHS) * batches_per_epoch
+        )
+        evaluate = steps(train.eval_steps, total)
+        save = config.checkpoint.save_steps
+        log = steps(train.logging_steps, total)
+        return cls(total, evaluate, steps(save, total) if save else evaluate, log)
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known dotted name that was most likely meant, or None if none is like it."""
 

@@ -16,30 +16,22 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxft import hub, models, pretrained, tasks
+from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, Model, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
 from jaxft.errors import UserError
+from jaxft.hardware import choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
 from jaxft.nn.weights import Path, unflatten
 from jaxft.optim import make_optimizer
 from jaxft.sharding import ROWS, check_divides, make_mesh, state_shardings, weight_shardings
+from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 
 Say = Callable[[str], None]
 LOWER_IS_BETTER = ("loss", "mse", "mae")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a run's architecture, tokenizer and weights come from."""
-
-    config: dict[str, Any]
-    tokenizer: Any
-    checkpoint: pretrained.Checkpoint | None
-    """None: the weights are drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -165,57 +157,6 @@ class Experiment:
         return jax.jit(step, out_shardings=self.replicated)
 
 
-def open_source(model: Model, say: Say) -> Source:
-    """Config, tokenizer and weights of `model.pretrained`, or the architecture of `model.config`.
-
-    Raises:
-        UserError: something is not there or cannot be read.
-    """
-    if model.pretrained is not None:
-        folder, found = hub.locate(model.pretrained)
-        say(f"Model: {found}")
-        checkpoint = pretrained.Checkpoint(folder)
-        config, named = checkpoint.config, model.tokenizer
-    else:
-        checkpoint, named = None, model.tokenizer
-        if isinstance(model.config, str):
-            folder, found = hub.locate(model.config)
-            config = pretrained.Checkpoint(folder).config
-            say(f"Model: the architecture of {found}, from scratch")
-        else:
-            config, folder = dict(model.config or {}), None
-            if "model_type" not in config:
-                raise UserError("model.config has no model_type, such as 'bert'.")
-            say(f"Model: a {config['model_type']} from scratch")
-    if named is not None:
-        folder, found = hub.locate(named)
-        say(f"Tokenizer: {found}")
-    if folder is None:
-        raise UserError("model.config as a dict needs model.tokenizer (a folder or hub id).")
-    return Source(config, load_tokenizer(folder), checkpoint)
-
-
-def load_tokenizer(folder: FilePath) -> Any:
-    """The fast tokenizer of a folder. Raises UserError when it has none."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{folder} has no tokenizer that can be read: {first}") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        # transformers makes an empty tokenizer of a folder without the files of one.
-        raise UserError(
-            f"{folder} has no tokenizer: its vocabulary is empty. Is tokenizer.json missing?"
-        )
-    if not tokenizer.is_fast:
-        raise UserError(f"{folder}: no tokenizer.json, and the slow tokenizers are not supported.")
-    return tokenizer
-
-
 def assemble(
     config: Config, say: Say
 ) -> tuple[Experiment, dict[str, Split], pretrained.Match | None]:
@@ -229,13 +170,12 @@ def assemble(
     source = open_source(config.model, say)
     models.family(source.config)
     rows = read_splits(config.data, module.COLUMNS, module.TEXTS, config.seed, say)
-    known = _known_labels(source.config)
     train_rows = rows["train"]
     labels = train_rows.dataset[module.LABEL][:]
-    task = module.Task.from_data(config.task, labels, known, train_rows.source)
+    task = module.Task.from_data(config.task, labels, source.labels, train_rows.source)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
     drawn = _draw(config.model, source.config, module, task, say)
-    _check_head(source, drawn, task, known, config.model.new_head)
+    _check_head(source, drawn, task, config.model.new_head)
     experiment = Experiment(config, module, task, drawn, source.tokenizer, mesh)
     matched = drawn.match(source.checkpoint, config.model.new_head) if source.checkpoint else None
     _say_match(matched, say)
@@ -297,49 +237,9 @@ def _draw(
     return drawn.redraw(replace(compute, attention=attention))
 
 
-def choose_dtype(wanted: str, device: jax.Device) -> Any:
-    """bfloat16 where the hardware multiplies it fast (TPU, GPU since Ampere), else float32."""
-    if wanted != "auto":
-        return wanted
-    if device.platform == "tpu":
-        return "bfloat16"
-    if device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= 8.0:
-        return "bfloat16"
-    return "float32"
-
-
-def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device) -> Any:
-    """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or
-    refused.
-    """
-    obstacles = []
-    if device.platform != "gpu":
-        obstacles.append(f"a {device.platform} device")
-    if dtype != "bfloat16":
-        obstacles.append(f"{dtype} computation")
-    if dropout:
-        obstacles.append(f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)")
-    if wanted == "auto":
-        return "xla" if obstacles else "cudnn"
-    if wanted == "cudnn" and obstacles:
-        raise UserError(
-            f"model.attention='cudnn' is impossible with {' and '.join(obstacles)}; use 'xla' or "
-            "'auto'."
-        )
-    return wanted
-
-
-def _known_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The label names a checkpoint states; none where they are only numbered."""
-    names = config.get("id2label") or {}
-    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
-    return () if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered
-
-
-def _check_head(
-    source: Source, drawn: Blueprint, task: Any, known: tuple[str, ...], new_head: bool
-) -> None:
+def _check_head(source: Source, drawn: Blueprint, task: Any, new_head: bool) -> None:
     """A head trained on other labels must not be taken for one of these."""
+    known = source.labels
     if source.checkpoint is None or new_head or not known:
         return
     heads = [name for w in drawn.weights.values() if w.in_head for name in w.hf_names]

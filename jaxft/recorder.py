@@ -11,21 +11,11 @@ import jax
 import numpy as np
 
 from jaxft.depths import Depths
+from jaxft.hardware import memory_bytes, peak_flops
 from jaxft.history import History
 from jaxft.nn.weights import Tree
 from jaxft.progress import Progress
 from jaxft.report import RunLog
-
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bfloat16 peaks by the start of `device_kind`. Source: the vendors' data sheets."""
 
 
 class NonFiniteLoss(Exception):
@@ -61,7 +51,7 @@ class Recorder:
         self.log, self.bar, self.history, self.every = log, bar, history, every
         self.learning_rates, self.depths = learning_rates, depths
         kind = jax.devices()[0].device_kind
-        self.peak = next((v for k, v in PEAK_FLOPS.items() if kind.startswith(k)), None)
+        self.peak = peak_flops(kind)
         self._held: tuple[int, Mapping[str, jax.Array], Work] | None = None
         self._window: list[Work] = []
         self._window_s = 0.0
@@ -152,13 +142,3 @@ class Recorder:
         self.log.scalars(step, row)
         self.history.losses.clear()
         self._window, self._window_s = [], 0.0
-
-
-def memory_bytes(peak: bool = False) -> int | None:
-    """Bytes in use (or at most so far) on this process's first device; on CPU, of the process."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats:
-        return stats["peak_bytes_in_use" if peak else "bytes_in_use"]
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak else None

@@ -20,8 +20,9 @@ from jaxft.data import inspection
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.experiment import Experiment, Say
+from jaxft.hardware import memory_bytes
 from jaxft.history import History
-from jaxft.recorder import NonFiniteLoss, Recorder, memory_bytes
+from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.scoring import Outputs
 from jaxft.workdir import Workdir
 

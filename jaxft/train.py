@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from math import ceil
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ import numpy as np
 from jaxft import config as configs
 from jaxft import flags, summary, tasks
 from jaxft.checkpoint import Checkpoints, check_room
-from jaxft.config import Config
+from jaxft.config import Config, Schedule
 from jaxft.data.batches import BatchSource, Plan, put, rows_here, stream
 from jaxft.data.cache import cache_key
 from jaxft.data.features import Split
@@ -36,7 +35,6 @@ from jaxft.pretrained import Match
 from jaxft.progress import Progress
 from jaxft.recorder import NonFiniteLoss, Recorder, Work
 from jaxft.report import RunLog
-from jaxft.schema import DEFAULT_EPOCHS
 from jaxft.scoring import Scorer
 from jaxft.sharding import bytes_per_device, start_processes
 from jaxft.step import TrainState
@@ -77,27 +75,6 @@ def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
         return run.finish(state, step) if run.is_over(step) else None
     finally:
         run.checkpoints.close()
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When what happens, in updates."""
-
-    total: int
-    evaluate: int
-    save: int
-    log: int
-
-    @classmethod
-    def of(cls, config: Config, batches_per_epoch: int) -> "Schedule":
-        train = config.train
-        total = train.max_steps or ceil(
-            (train.num_train_epochs or DEFAULT_EPOCHS) * batches_per_epoch
-        )
-        evaluate = configs.steps(train.eval_steps, total)
-        save = config.checkpoint.save_steps
-        log = configs.steps(train.logging_steps, total)
-        return cls(total, evaluate, configs.steps(save, total) if save else evaluate, log)
 
 
 @dataclass

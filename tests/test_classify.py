@@ -222,7 +222,8 @@ def eight(
     folder: Path, model: Path, content: Sequence[tuple[Any, ...]], header: Sequence[str]
 ) -> dict[str, Any]:
     path = runs.table(folder / "eight.csv", content, header)
-    return {"model.pretrained": model, "data.train": path, "data.validation": path}
+    keys = {"model.pretrained": model, "data.train": path, "data.validation": path}
+    return keys | {"data.cache_dir": folder / "tokens"}
 
 
 def test_it_overfits_eight_examples_of_one_label(tmp_path, tiny_bert_folder):

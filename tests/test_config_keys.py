@@ -9,8 +9,8 @@ import pytest
 import runs
 
 from jaxft import evaluate, predict, schema, tasks
+from jaxft.config import Schedule
 from jaxft.optim import make_optimizer
-from jaxft.train import Schedule
 
 BOOKKEEPING = ("dataclasses", "copy", "jaxft.config", "jaxft.schema", "jaxft.values", __name__)
 """Modules that look at every key, whatever it means."""

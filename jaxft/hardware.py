@@ -1,0 +1,65 @@
+"""What the devices can do: precision, attention kernel, peak rate, memory."""
+
+from typing import Any
+
+import jax
+
+from jaxft.errors import UserError
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bfloat16 peaks by the start of `device_kind`. Source: the vendors' data sheets."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 operations per second of one device, None where it is not known."""
+    return next((v for kind, v in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
+
+
+def choose_dtype(wanted: str, device: jax.Device) -> Any:
+    """bfloat16 where the hardware multiplies it fast (TPU, GPU since Ampere), else float32."""
+    if wanted != "auto":
+        return wanted
+    if device.platform == "tpu":
+        return "bfloat16"
+    if device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= 8.0:
+        return "bfloat16"
+    return "float32"
+
+
+def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device) -> Any:
+    """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or
+    refused.
+    """
+    obstacles = []
+    if device.platform != "gpu":
+        obstacles.append(f"a {device.platform} device")
+    if dtype != "bfloat16":
+        obstacles.append(f"{dtype} computation")
+    if dropout:
+        obstacles.append(f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)")
+    if wanted == "auto":
+        return "xla" if obstacles else "cudnn"
+    if wanted == "cudnn" and obstacles:
+        raise UserError(
+            f"model.attention='cudnn' is impossible with {' and '.join(obstacles)}; use 'xla' or "
+            "'auto'."
+        )
+    return wanted
+
+
+def memory_bytes(peak: bool = False) -> int | None:
+    """Bytes in use (or at most so far) on this process's first device; on CPU, of the process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats["peak_bytes_in_use" if peak else "bytes_in_use"]
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak else None

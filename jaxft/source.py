@@ -1,0 +1,78 @@
+"""Where a run's architecture, tokenizer and weights come from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from jaxft import hub, pretrained
+from jaxft.config import Model
+from jaxft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a run starts from."""
+
+    config: dict[str, Any]
+    tokenizer: Any
+    checkpoint: pretrained.Checkpoint | None
+    """None: the weights are drawn at random."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names the config states; none where they are only numbered."""
+        names = self.config.get("id2label") or {}
+        ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+        return () if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered
+
+
+def open_source(model: Model, say: Callable[[str], None]) -> Source:
+    """Config, tokenizer and weights of `model.pretrained`, or the architecture of `model.config`.
+
+    Raises:
+        UserError: something is not there or cannot be read.
+    """
+    if model.pretrained is not None:
+        folder, found = hub.locate(model.pretrained)
+        say(f"Model: {found}")
+        checkpoint = pretrained.Checkpoint(folder)
+        config, named = checkpoint.config, model.tokenizer
+    else:
+        checkpoint, named = None, model.tokenizer
+        if isinstance(model.config, str):
+            folder, found = hub.locate(model.config)
+            config = pretrained.Checkpoint(folder).config
+            say(f"Model: the architecture of {found}, from scratch")
+        else:
+            config, folder = dict(model.config or {}), None
+            if "model_type" not in config:
+                raise UserError("model.config has no model_type, such as 'bert'.")
+            say(f"Model: a {config['model_type']} from scratch")
+    if named is not None:
+        folder, found = hub.locate(named)
+        say(f"Tokenizer: {found}")
+    if folder is None:
+        raise UserError("model.config as a dict needs model.tokenizer (a folder or hub id).")
+    return Source(config, load_tokenizer(folder), checkpoint)
+
+
+def load_tokenizer(folder: FilePath) -> Any:
+    """The fast tokenizer of a folder. Raises UserError when it has none."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{folder} has no tokenizer that can be read: {first}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # transformers makes an empty tokenizer of a folder without the files of one.
+        raise UserError(
+            f"{folder} has no tokenizer: its vocabulary is empty. Is tokenizer.json missing?"
+        )
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: no tokenizer.json, and the slow tokenizers are not supported.")
+    return tokenizer
