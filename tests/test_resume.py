@@ -78,8 +78,8 @@ def killed(folder, keys, never_killed) -> dict[str, Path]:
     """What is left of runs that got a SIGKILL, by when they got it."""
     workdirs = {what: folder / what for what in (*KILLS, TORN, LATE)}
     processes = [runs.start(runs.argv(keys, workdirs[what]), code=KILLS[what]) for what in KILLS]
-    for process in processes:
-        _, err = process.communicate(timeout=120)
+    said = [process.communicate(timeout=120) for process in processes]
+    for process, (_, err) in zip(processes, said, strict=True):
         assert process.returncode == -signal.SIGKILL, err
     return workdirs
 

@@ -152,7 +152,7 @@ def test_scores_equal_scikit_learns_on_the_whole_set_however_it_is_cut(
 
 def logits_of(trained: Trained, texts: Sequence[str]) -> np.ndarray:
     """Logits by way of transformers, in one padded batch."""
-    import torch
+    torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
     from transformers import BertConfig, BertForSequenceClassification
 
     drawn = trained.experiment.drawn
