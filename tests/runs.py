@@ -134,12 +134,12 @@ def assembled(keys: dict[str, Any]) -> tuple[Experiment, dict[str, Split], Any]:
     return assemble(made, lambda text: None)
 
 
-def start(words: Sequence[str], *, devices: int = 8, code: str = "") -> subprocess.Popen:
+def start(words: Sequence[str], code: str = "", **environment: str) -> subprocess.Popen:
     """Another process that trains; `code` runs in it before, with `train` at hand."""
     program = f"import sys\nfrom jaxft import flags, train\n{code}\nflags.run(train.main)\n"
     return subprocess.Popen(
         [sys.executable, "-c", program, *words],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

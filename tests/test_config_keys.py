@@ -12,7 +12,7 @@ from jaxft import evaluate, predict, schema, tasks
 from jaxft.config import Schedule
 from jaxft.optim import make_optimizer
 
-BOOKKEEPING = ("dataclasses", "copy", "jaxft.config", "jaxft.schema", "jaxft.values", __name__)
+BOOKKEEPING = ("dataclasses", "copy", "jaxft.schema", "jaxft.values", __name__)
 """Modules that look at every key, whatever it means."""
 
 

@@ -57,10 +57,9 @@ def free_port() -> int:
 def pair(words: list[str], codes: tuple[str, str] = ("", "")) -> tuple[Said, Said]:
     """What the two processes of one run said."""
     address = f"--coordinator_address=localhost:{free_port()}"
+    sooner = {"JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     started = [
-        runs.start(
-            [*words, address, "--num_processes=2", f"--process_id={i}"], devices=2, code=code
-        )
+        runs.start([*words, address, "--num_processes=2", f"--process_id={i}"], code, **sooner)
         for i, code in enumerate(codes)
     ]
     return tuple(map(finish, started))

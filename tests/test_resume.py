@@ -77,7 +77,7 @@ def never_killed(folder, keys) -> Path:
 def killed(folder, keys, never_killed) -> dict[str, Path]:
     """What is left of runs that got a SIGKILL, by when they got it."""
     workdirs = {what: folder / what for what in (*KILLS, TORN, LATE)}
-    processes = [runs.start(runs.argv(keys, workdirs[what]), code=KILLS[what]) for what in KILLS]
+    processes = [runs.start(runs.argv(keys, workdirs[what]), KILLS[what]) for what in KILLS]
     said = [process.communicate(timeout=120) for process in processes]
     for process, (_, err) in zip(processes, said, strict=True):
         assert process.returncode == -signal.SIGKILL, err
