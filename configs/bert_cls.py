@@ -4,8 +4,8 @@
     python -m jaxft.train --config=configs/bert_cls.py --config.data.train=mine.csv \
         --config.model.pretrained=google-bert/bert-base-uncased
 
-As it is: all-MiniLM-L6-v2 on the bundled support tickets, 208 updates, 73.8 % test accuracy on seed 0
-(15.5 % for the commonest class), some minutes on 2 CPU cores. See docs/benchmarks.md.
+As it is: all-MiniLM-L6-v2 on the bundled support tickets, 208 updates, 73.8 % test accuracy on
+seed 0 (15.5 % for the commonest class), some minutes on 2 CPU cores. See docs/benchmarks.md.
 """
 
 from pathlib import Path
