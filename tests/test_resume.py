@@ -1,5 +1,6 @@
 """A run that was killed, stopped or damaged goes on, bit by bit, as the run that never was."""
 
+import gc
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ from unittest import mock
 
 import pytest
 import runs
+from etils import epath
 
 from jaxft import flags, train
 from jaxft.checkpoint import Checkpoints
@@ -131,18 +133,18 @@ def test_pitfall_12_killed_and_restarted_equals_never_killed(
     before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     runs.run(workdir, keys)
     assert ("12" in before) == (what == LATE)
+    assert not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
     assert_as_never_stopped(workdir, never_killed)
 
 
-def test_pitfall_14_a_torn_save_is_never_picked_up(killed, copy, keys, capsys):
-    workdir = copy(killed[TORN])
-    left = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert any(name.startswith("8.") for name in left)
-    assert "8" not in left
-    assert max(row["step"] for row in runs.metrics(workdir)) >= 8, "there is something to cut away"
-    runs.run(workdir, keys)
-    assert "Resuming after step 6 of 12" in capsys.readouterr().err
-    assert not any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
+def test_pitfall_14_a_torn_save_is_never_picked_up(killed):
+    folder = killed[TORN] / "checkpoints"
+    assert any(path.name.startswith("8.") for path in folder.iterdir())
+    reader = Checkpoints(epath.Path(folder), writes=False)
+    assert reader.steps == [4, 6]
+    reader.close()
+    logged = [row["step"] for row in runs.metrics(killed[TORN])]
+    assert max(logged) >= 8, "there is something to cut away"
 
 
 def test_pitfall_18_any_mesh_restores_any_checkpoint(killed, copy, keys, never_killed):
@@ -205,31 +207,41 @@ DAMAGE = {
 }
 
 
-# orbax leaves the readers of the other arrays unawaited when one of them fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.fixture
+def damaged(unfinished):
+    """orbax leaves the readers of the other arrays unawaited when one fails: now they may warn."""
+    yield unfinished
+    gc.collect()
+
+
+UNAWAITED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@UNAWAITED
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_corrupt_newest_checkpoint_falls_back_and_says_so(
-    what, unfinished, keys, never_killed, capsys
+    what, damaged, keys, never_killed, capsys
 ):
-    DAMAGE[what](unfinished / "checkpoints" / "12")
-    runs.run(unfinished, keys)
+    DAMAGE[what](damaged / "checkpoints" / "12")
+    runs.run(damaged, keys)
     err = capsys.readouterr().err
     assert "WARNING: checkpoint 12 cannot be read" in err
     assert "Falling back to checkpoint 9" in err
     assert "Resuming after step 9 of 12" in err
-    assert (unfinished / "damaged_checkpoints" / "12-0").is_dir(), "nothing is deleted"
-    assert_as_never_stopped(unfinished, never_killed)
+    assert (damaged / "damaged_checkpoints" / "12-0").is_dir(), "nothing is deleted"
+    assert_as_never_stopped(damaged, never_killed)
 
 
+@UNAWAITED
 def test_when_no_checkpoint_can_be_read_all_of_them_stay_and_nothing_starts_anew(
-    unfinished, keys, capsys
+    damaged, keys, capsys
 ):
-    for step in (unfinished / "checkpoints").iterdir():
+    for step in (damaged / "checkpoints").iterdir():
         DAMAGE["arrays cut short"](step)
-    before = runs.content(unfinished / "checkpoints")
-    message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
+    before = runs.content(damaged / "checkpoints")
+    message = runs.refused(capsys, "train", runs.argv(keys, damaged))
     assert "None of the checkpoints under" in message
-    assert runs.content(unfinished / "checkpoints") == before
+    assert runs.content(damaged / "checkpoints") == before
 
 
 def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
@@ -259,33 +271,6 @@ def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
     assert "Traceback" not in err
     assert kept == [[4, 6]]
     assert runs.same(runs.arrays(tmp_path / "run", 12), runs.arrays(never_killed, 12))
-
-
-def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(
-    unfinished, keys, capsys
-):
-    before = runs.content(unfinished)
-    free = {"mesh.fsdp": 8, "mesh.data": 1, "train.logging_steps": 2}
-    changed = {"optim.learning_rate": 0.5, "seed": 3} | free
-    message = runs.refused(capsys, "train", runs.argv(keys | changed, unfinished))
-    assert "optim.learning_rate: the run has 0.001, given is 0.5" in message
-    assert "seed: the run has 0, given is 3" in message
-    assert "mesh.fsdp" not in message
-    assert "train.logging_steps" not in message
-    assert runs.content(unfinished) == before
-
-
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_resuming_with_other_rows_under_the_same_path_is_refused(split, unfinished, keys, capsys):
-    path = Path(keys[f"data.{split}"])
-    original, before = path.read_bytes(), runs.content(unfinished)
-    try:
-        runs.table(path, runs.rows(40, seed=9))
-        message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
-    finally:
-        path.write_bytes(original)
-    assert f"read something else: {split} changed since it began, under the same path" in message
-    assert runs.content(unfinished) == before
 
 
 def test_a_run_may_go_on_with_another_metric_for_its_best_checkpoint(killed, copy, keys):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,40 @@ def test_a_finished_run_prints_its_result_again_and_changes_nothing(
     flags.run(train.main)  # exit code 0
     assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
     assert runs.content(finished.workdir) == before
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path) -> Path:
+    """The run's folder without its result."""
+    ignore = shutil.ignore_patterns("result.json")
+    return Path(shutil.copytree(finished.workdir, tmp_path / "unfinished", ignore=ignore))
+
+
+def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(
+    unfinished, keys, capsys
+):
+    before = runs.content(unfinished)
+    free = {"mesh.fsdp": 8, "mesh.data": 1, "train.logging_steps": 2}
+    changed = {"optim.learning_rate": 0.5, "seed": 3} | free
+    message = runs.refused(capsys, "train", runs.argv(keys | changed, unfinished))
+    assert "optim.learning_rate: the run has 0.01, given is 0.5" in message
+    assert "seed: the run has 0, given is 3" in message
+    assert "mesh.fsdp" not in message
+    assert "train.logging_steps" not in message
+    assert runs.content(unfinished) == before
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_resuming_with_other_rows_under_the_same_path_is_refused(split, unfinished, keys, capsys):
+    path = Path(keys[f"data.{split}"])
+    original, before = path.read_bytes(), runs.content(unfinished)
+    try:
+        runs.table(path, runs.rows(40, seed=9))
+        message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
+    finally:
+        path.write_bytes(original)
+    assert f"read something else: {split} changed since it began, under the same path" in message
+    assert runs.content(unfinished) == before
 
 
 def test_without_a_workdir_a_run_goes_to_runs_in_the_current_folder(
