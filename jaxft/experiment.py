@@ -196,17 +196,19 @@ def assemble(
     return experiment, tokenise_splits(experiment, rows), matched
 
 
-def reopen(saved: Mapping[str, Any], model_folder: FilePath, say: Say = print) -> Experiment:
-    """The experiment of a workdir, from its saved config and its `model/` folder, on this machine's
-    devices.
+def reopen(
+    saved: Mapping[str, Any], task: Mapping[str, Any], model_folder: FilePath, say: Say = print
+) -> Experiment:
+    """The experiment of a workdir, from its saved config and task and its `model/` folder, on this
+    machine's devices.
     """
     config = from_dict(saved, tasks.options)
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
-    task = module.Task.from_config(config.task, hf_config)
-    drawn = _draw(config.model, hf_config, module, task, say)
+    restored = module.Task(**tasks.from_json(task))
+    drawn = _draw(config.model, hf_config, module, restored, say)
     mesh = make_mesh({"data": -1})
-    return Experiment(config, module, task, drawn, load_tokenizer(model_folder), mesh)
+    return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
 
 def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows]) -> dict[str, Split]:

@@ -2,14 +2,13 @@
 `Run.loop`.
 """
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,20 +21,20 @@ from jaxft.checkpoint import Checkpoints, check_room
 from jaxft.config import Config, Schedule
 from jaxft.data.batches import BatchSource, Plan, put, rows_here, stream
 from jaxft.data.cache import cache_key
-from jaxft.data.features import Split
+from jaxft.data.features import Split, tokenizer_content
 from jaxft.depths import Depths
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.history import History
 from jaxft.host import keep_freed_memory
 from jaxft.interrupts import Interrupts
-from jaxft.nn.weights import flops_per_token
+from jaxft.nn.weights import Tree, flops_per_token
 from jaxft.optim import learning_rates_by_depth
 from jaxft.pretrained import Match
 from jaxft.progress import Progress
 from jaxft.recorder import NonFiniteLoss, Recorder, Work
 from jaxft.report import RunLog
-from jaxft.scoring import Scorer
+from jaxft.scoring import Outputs, Scorer
 from jaxft.sharding import bytes_per_device, start_processes
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
@@ -88,6 +87,8 @@ class Run:
     history: History = field(default_factory=History)
     began_s: float = field(default_factory=time.perf_counter)
     inspection: dict[str, Any] = field(default_factory=dict)
+    validated: dict[int, tuple[dict[str, float], Outputs]] = field(default_factory=dict)
+    """The last evaluation, by its step."""
 
     @property
     def config(self) -> Config:
@@ -151,9 +152,7 @@ class Run:
 
     def prepare_workdir(self) -> None:
         """Checks that the run can be written down, and writes what describes it."""
-        tokenizer = json.loads(self.experiment.tokenizer.backend_tokenizer.to_str())
-        # The last call's options are part of it, too.
-        digests = {"tokenizer": cache_key(**tokenizer | {"truncation": None, "padding": None})}
+        digests = {"tokenizer": cache_key(**tokenizer_content(self.experiment.tokenizer))}
         digests |= {name: split.rows.digest for name, split in self.splits.items()}
         self.workdir.refuse_other_inputs(digests)
         if jax.process_index() == 0:
@@ -166,6 +165,7 @@ class Run:
             )
             self.workdir.prepare()
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
+            self.workdir.write_json("task.json", asdict(self.experiment.task))
             self.workdir.write_json("inputs.json", digests)
             self.workdir.write_json("config.json", configs.to_dict(self.config))
         self.say(f"Writing to {self.workdir}")
@@ -258,7 +258,9 @@ class Run:
         if best != end:
             self.say(f"Restoring the best checkpoint (step {best})")
             params = self.checkpoints.restore(self.abstract.params, step=best).params
-        found = {name: self.scorer.scores(params, name) for name in self.splits if name != "train"}
+        found = {
+            name: self._final_scores(params, best, name) for name in self.splits if name != "train"
+        }
         self.history.wall_s += time.perf_counter() - self.began_s
         result = summary.result(self.experiment, self.history, end, best, found)
         if jax.process_index() == 0:
@@ -291,11 +293,17 @@ class Run:
     def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:
         recorder.drain()
         scores, outputs = self.scorer.scores(state.params, "validation")
+        self.validated = {step: (scores, outputs)}
         self.history.evaluations.append((step, scores))
         targets = self.splits["validation"].targets
         summary.log_scores(recorder, self.experiment.task, step, scores, outputs, targets)
         recorder.restart_clock()
         return scores
+
+    def _final_scores(self, params: Tree, best: int, name: str) -> tuple[dict[str, float], Outputs]:
+        if name == "validation" and best in self.validated:
+            return self.validated[best]
+        return self.scorer.scores(params, name)
 
     def _has_stalled(self) -> bool:
         patience, lower = self.config.train.early_stopping_patience, self.experiment.lower_is_better

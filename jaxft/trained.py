@@ -29,9 +29,9 @@ def open_trained(workdir: Workdir, step: str, say: Say) -> Iterator[Trained]:
     Raises:
         UserError: there is no run, no such checkpoint, or it cannot be read.
     """
-    saved = workdir.require()
+    saved = workdir.require("config.json")
     with workdir.model_folder() as folder:
-        experiment = reopen(saved, folder, say)
+        experiment = reopen(saved, workdir.require("task.json"), folder, say)
     checkpoints = experiment.checkpoints(workdir.checkpoints, say, writes=False)
     try:
         chosen = _choose(step, checkpoints.steps, checkpoints.best, workdir)

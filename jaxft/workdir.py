@@ -26,7 +26,8 @@ RUNS = "runs"
 class Workdir:
     """Names of what lies where.
 
-    `config.json` as resolved; `inputs.json`, digests of what was read; `model/`, the Hugging Face
+    `config.json` as resolved; `task.json`, what the task read off the data; `inputs.json`, digests
+    of what was read; `model/`, the Hugging Face
     config and tokenizer that an export will carry; `checkpoints/`; TensorBoard events,
     `metrics.jsonl`; at the end `result.json` and `report.html`.
     """
@@ -121,14 +122,12 @@ class Workdir:
     def write_json(self, name: str, obj: Any) -> None:
         files.write_json(self.file(name), obj)
 
-    def require(self) -> dict[str, Any]:
-        """The saved config. Raises UserError when this is no run's folder."""
-        config = self.read_json("config.json")
-        if config is None:
-            raise UserError(
-                f"--workdir={self.path} has no config.json: it is not the folder of a run."
-            )
-        return config
+    def require(self, name: str) -> dict[str, Any]:
+        """What a file of a run says. Raises UserError when this is no run's folder."""
+        content = self.read_json(name)
+        if content is None:
+            raise UserError(f"--workdir={self.path} has no {name}: it is not the folder of a run.")
+        return content
 
     def save_model(self, config: dict[str, Any], tokenizer: Any) -> None:
         """`model/`: the config.json and tokenizer files that describe the model without its

@@ -2,8 +2,9 @@
 learns.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import runs
 
+from jaxft import tasks
 from jaxft.data.batches import BatchSource, Plan, put, rows_here
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch, Tokens
@@ -115,7 +117,7 @@ def test_problem_and_labels_are_read_off_the_data(what):
     cells, options, problem, labels = GUESSES[what]
     task = Task.from_data(Options(**options), cells)
     assert (task.problem, task.labels) == (problem, labels)
-    assert Task.from_config(Options(**options), task.config()) == task
+    assert Task(**tasks.from_json(json.loads(json.dumps(asdict(task))))) == task
 
 
 def test_balanced_class_weights_are_scikit_learns():

@@ -13,7 +13,6 @@ from jax.sharding import SingleDeviceSharding
 from jaxft import export, pretrained
 from jaxft.checkpoint import Checkpoints
 from jaxft.nn.weights import flatten, unflatten
-from jaxft.tasks.classify import Task
 from jaxft.trained import open_trained
 from jaxft.workdir import Workdir
 
@@ -152,8 +151,3 @@ def test_pitfall_19_logits_that_transformers_does_not_share_are_a_loud_bug(
     with pytest.raises(RuntimeError, match="transformers' logits differ"):
         call(f"--output={tmp_path}/out")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_tasks_of_an_export_and_of_its_run_are_one(opened):
-    task = opened.experiment.task
-    assert Task.from_config(opened.experiment.config.task, task.config()) == task

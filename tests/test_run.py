@@ -44,6 +44,7 @@ def test_the_workdir_is_the_whole_record(finished):
     assert there - {events} == {
         *(
             "checkpoints",
+            "task.json",
             "config.json",
             "inputs.json",
             "metrics.jsonl",

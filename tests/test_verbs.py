@@ -233,3 +233,20 @@ def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):
     call("predict", f"--input={finished.keys['data.test']}")
     call("export", f"--output={tmp_path}/out")
     assert runs.content(finished.workdir) == before
+
+
+def test_class_weights_count_in_evaluate_as_they_did_in_the_run(tiny_bert_folder, tmp_path, capsys):
+    keys = {**runs.finished(tiny_bert_folder).keys, "task.class_weights": "{'bad': 5.0}"}
+    result = runs.run(tmp_path / "run", keys)
+    capsys.readouterr()
+    runs.VERBS["evaluate"].main([f"--workdir={tmp_path / 'run'}"])
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["loss"] == pytest.approx(result["test"]["loss"], abs=OTHER_ORDER)
+
+
+def test_tokens_are_kept_under_one_key_however_often_a_run_starts(finished, tmp_path):
+    keys = {**finished.keys, "data.cache_dir": str(tmp_path / "cache")}
+    for name in ("one", "two"):
+        runs.run(tmp_path / name, keys)
+    splits = 3
+    assert len(list((tmp_path / "cache").iterdir())) == splits

@@ -116,7 +116,7 @@ def tokenise(rows: Rows, task: Featuriser, tokenizer: Any, data: Data) -> Split:
     key = cache_key(
         version=__version__,
         rows=rows.digest,
-        tokenizer=json.loads(tokenizer.backend_tokenizer.to_str()),
+        tokenizer=tokenizer_content(tokenizer),
         task=repr(task),
         max_length=data.max_length,
     )
@@ -127,3 +127,11 @@ def tokenise(rows: Rows, task: Featuriser, tokenizer: Any, data: Data) -> Split:
     made = cached_map(rows.dataset, features, key, data.cache_dir)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)
     return Split(rows, made, lengths)
+
+
+def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """What a fast tokenizer does, as JSON; the options that its last call left in it are no part of
+    that.
+    """
+    left_behind = {"truncation": None, "padding": None}
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | left_behind

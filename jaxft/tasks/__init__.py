@@ -4,9 +4,11 @@ A task's module has `Options` (its config keys), `OUTPUT` (the model head it nee
 `classify.py` is the one to read.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import Any
 
 from jaxft.errors import UserError
 
@@ -26,3 +28,8 @@ def named(name: str) -> ModuleType:
 def options(name: str) -> type:
     """The dataclass of a task's own config keys."""
     return named(name).Options
+
+
+def from_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a saved `Task`, JSON's lists as the tuples that a frozen dataclass holds."""
+    return {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}

@@ -102,15 +102,6 @@ class Task:
         weights = cells.class_weights(options.class_weights, labels, counts)
         return cls(problem, labels, weights, options.label_smoothing, options.label_separator)
 
-    @classmethod
-    def from_config(cls, options: Options, config: Mapping[str, Any]) -> "Task":
-        """The task that an exported `config.json` records."""
-        labels = tuple(config["id2label"][str(i)] for i in range(len(config["id2label"])))
-        ones = (1.0,) * len(labels)
-        return cls(
-            config["problem_type"], labels, ones, options.label_smoothing, options.label_separator
-        )
-
     def config(self) -> dict[str, Any]:
         """The fields of `config.json` that record the task."""
         return {
