@@ -77,7 +77,9 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     experiment.tokenizer.save_pretrained(folder)
     weights = experiment.drawn.weights
-    models.write_folder(folder, experiment.hf_config, params, weights, dtype=dtype)
+    models.write_folder(
+        folder, experiment.hf_config, params, weights, output=experiment.drawn.output, dtype=dtype
+    )
     (folder / "README.md").write_text(model_card(trained))
 
 
@@ -127,7 +129,7 @@ def logit_difference(trained: Trained, folder: Path) -> float:
     tokens = Tokens(row, np.ones_like(row), np.arange(row.shape[1], dtype=np.int32)[None], 0 * row)
     local = unflatten({path: jnp.asarray(np.asarray(a)) for path, a in flatten(trained.params)})
     merged: Any = experiment.drawn.merge(local)
-    ours = jax.jit(lambda t: merged.classify(merged(t), t))(tokens)
+    ours = jax.jit(lambda t: merged.classify(merged(t), t)[:, 0])(tokens)
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 

@@ -66,7 +66,7 @@ def predict(trained: Trained, source: str) -> list[dict[str, Any]]:
         rows = Rows(source, asked.select(places), digest)
         split = tokenise(rows, task, experiment.tokenizer, data)
         outputs = Scorer(experiment, {"input": split})(trained.params, "input")
-        for place, logits in zip(places, outputs["logits_BC"], strict=True):
+        for place, logits in zip(places, outputs["logits_NC"], strict=True):
             answers[place] = task.decode(logits)
     return [{**row, **answer} for row, answer in zip(echoed, answers, strict=True)]
 

@@ -133,11 +133,13 @@ def match(
     prefix: str,
     unused: Mapping[str, str],
     new: Mapping[str, str],
+    may_lack_head: bool = True,
     new_head: bool = False,
 ) -> Match:
     """Pair weights and tensors.
 
-    Heads, and names that fit `new`, may be absent; names that fit `unused` may be left over.
+    Heads (with `may_lack_head`) and names that fit `new` may be absent; names that fit `unused` may
+    be left over. A tied head that the checkpoint holds too must equal the weight it is tied to.
 
     Raises:
         UserError: any tensor is missing, extra or of another shape; all of them are named.
@@ -151,16 +153,24 @@ def match(
             problems.append(f"  twice      {short}: with and without {dotted}")
         found[short] = place
     for weight in weights.values():
-        if (new_head and weight.in_head) or _may_be_new(weight, new, found):
+        if (new_head and weight.in_head) or _may_be_new(weight, new, found, may_lack_head):
             fresh.append(weight)
         elif wrong := list(_misfits(weight, found)):
             problems += wrong
             advice = "\nmodel.new_head=true starts the head afresh." if weight.in_head else advice
         else:
             taken[weight.path] = tuple(found[name] for name in weight.hf_names)
+            if weight.tied in found and not _equal(found[weight.tied], found[weight.hf]):
+                problems.append(
+                    f"  untied     {weight.tied} differs from {weight.hf}, which the config says "
+                    "it is (tie_word_embeddings)"
+                )
     owners = {name: weight for weight in weights.values() for name in weight.hf_names}
+    tied = {weight.tied: weight for weight in weights.values() if weight.tied}
     for name in found:
-        if name in owners:
+        if name in tied:
+            left[name] = f"tied: it equals {tied[name].hf}"
+        elif name in owners:
             if new_head and owners[name].in_head:
                 left[name] = "the old head; model.new_head is set"
         elif why := next((why for rule, why in unused.items() if re.fullmatch(rule, name)), None):
@@ -173,11 +183,23 @@ def match(
     return Match(taken, tuple(fresh), left)
 
 
-def _may_be_new(weight: Weight, new: Mapping[str, str], found: Container[str]) -> bool:
+def _may_be_new(
+    weight: Weight, new: Mapping[str, str], found: Container[str], may_lack_head: bool
+) -> bool:
     """A head, or a part that `new` names, of which the checkpoint has nothing at all."""
     part = weight.hf.rpartition(".")[0]
     there = any(f"{part}.{end}" in found for end in ("weight", "bias"))
-    return not there and (weight.in_head or any(re.fullmatch(rule, weight.hf) for rule in new))
+    named = any(re.fullmatch(rule, weight.hf) for rule in new)
+    return not there and ((weight.in_head and may_lack_head) or named)
+
+
+def _equal(one: tuple[Any, str], other: tuple[Any, str]) -> bool:
+    """Whether two tensors hold the same, compared a few rows at a time."""
+    a, b = (file.get_slice(name) for file, name in (one, other))
+    rows, step = a.get_shape()[0], 4096
+    return a.get_shape() == b.get_shape() and all(
+        np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, rows, step)
+    )
 
 
 def _misfits(weight: Weight, found: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
@@ -209,15 +231,25 @@ def read(
 
         def part(index: Any) -> np.ndarray:
             if not weight.stacked:
-                return _slice(places[0], index, weight.transposed)
-            layers = [_slice(place, index[1:], weight.transposed) for place in places[index[0]]]
-            return np.stack(layers)
+                return _slice(places[0], _within(weight, index), weight.transposed)
+            inner = _within(weight, index[1:])
+            return np.stack([_slice(place, inner, weight.transposed) for place in places[index[0]]])
 
         if shardings is None:
             return jnp.asarray(part((slice(None),) * len(weight.shape)))
         return jax.make_array_from_callback(weight.shape, shardings[weight.path], part)
 
     return {path: load(weights[path]) for path in matched.tensors}
+
+
+def _within(weight: Weight, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Where a block of a weight lies in the tensor it is a part of."""
+    if weight.part is None:
+        return index
+    size = weight.shape[-1]
+    start, stop, _ = index[-1].indices(size)
+    first = weight.part[0] * size
+    return (*index[:-1], slice(first + start, first + stop))
 
 
 def _slice(place: tuple[Any, str], index: tuple[slice, ...], transposed: bool) -> np.ndarray:
@@ -231,18 +263,19 @@ def _slice(place: tuple[Any, str], index: tuple[slice, ...], transposed: bool) -
 def to_tensors(
     params: Mapping[Path, Any], weights: Mapping[Path, Weight], *, prefix: str, dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors under their checkpoint names, one at a time.
-
-    The base's names get the prefix where there is a head, as in transformers.
-    """
-    headed = any(weight.in_head for weight in weights.values())
+    """Tensors under their checkpoint names, one at a time; those of the base behind `prefix`."""
+    fused: dict[str, list[Path]] = {}
     for path, weight in weights.items():
-        dotted = f"{prefix}." if headed and not weight.in_head else ""
-        array = params[path]
+        fused.setdefault(weight.hf, []).append(path)
+    for paths in fused.values():
+        paths.sort(key=lambda path: weights[path].part or (0, 1))
+        weight = weights[paths[0]]
         for i, name in enumerate(weight.hf_names):
-            tensor = np.asarray(array[i] if weight.stacked else array)
+            parts = [np.asarray(params[p][i] if weight.stacked else params[p]) for p in paths]
+            tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             tensor = tensor.T if weight.transposed else tensor
-            yield dotted + name, np.ascontiguousarray(tensor.astype(np.dtype(dtype)))
+            dotted = name if weight.in_head else prefix + name
+            yield dotted, np.ascontiguousarray(tensor.astype(np.dtype(dtype)))
 
 
 def write(

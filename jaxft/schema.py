@@ -69,7 +69,11 @@ class Data:
         0.1, "rows, or share of the rows, cut from the training set when validation is None", "> 0"
     )
     max_length: int = key(256, "tokens a text, or a pair of texts, is cut to", ">= 2")
-    group_by_length: bool = key(True, "batch texts of like length together: less padding")
+    packing: Literal["batch", "rows", "none"] = key(
+        "batch",
+        "batch: the examples of an update share rows; rows: train.batch_size counts rows of "
+        "max_length, each filled with examples; none: a row each, those of like length together",
+    )
     max_dropped: float = key(
         0.01, "share of rows that may be dropped before the run stops", ">= 0 and <= 1"
     )

@@ -1,17 +1,21 @@
 """Running a model over a whole split and putting its rows back in order."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxft.data.batches import SCORING_LENGTHS, BatchSource, Plan, put, rows_here
+from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.features import Split
+from jaxft.data.plan import Plan
 from jaxft.experiment import Experiment
 
+WIDTHS = 3
+"""How many widths unpacked evaluation uses at most; training sees each row more often."""
 Outputs = dict[str, np.ndarray]
-"""What `task.predict` gives per row, [N, ...], in the order of the split."""
+"""What `task.predict` gives per example, [N, ...], in the order of the split."""
 
 
 class Scorer:
@@ -19,39 +23,48 @@ class Scorer:
 
     def __init__(self, experiment: Experiment, splits: Mapping[str, Split]):
         train = experiment.config.train
-        shards = experiment.row_shards
+        data, shards = experiment.config.data, experiment.row_shards
         batch_size = -(-(train.eval_batch_size or train.batch_size) // shards) * shards
         self._experiment = experiment
-        self._mine = rows_here(batch_size, experiment.rows)
         self._step = experiment.eval_step()
-        self._compiled: dict[int, Callable] = {}
+        self._compiled: dict[tuple[tuple[int, int], int], Callable] = {}
         self._splits = dict(splits)
-        max_length = experiment.config.data.max_length
-        self._plans = {
+        plans = {
             name: Plan(
-                split.lengths, batch_size, max_length, seed=None, lengths_at_most=SCORING_LENGTHS
+                split.lengths,
+                batch_size,
+                data.max_length,
+                seed=None,
+                packing="none" if data.packing == "none" else "batch",
+                row_unit=shards,
+                widths_at_most=WIDTHS,
             )
             for name, split in splits.items()
         }
+        # Splits of one shape share their programs.
+        floor = np.max([(*plan.shape, plan.widths[-1]) for plan in plans.values()], axis=0)
+        self._plans = {name: replace(plan, floor=tuple(floor)) for name, plan in plans.items()}
 
     def compile(self, params: Any) -> None:
         """Compiles the programs that the splits need; `params` may be abstract."""
         for name, plan in self._plans.items():
-            for length in set(plan.shapes) - set(self._compiled):
-                batch = put(self._source(name).empty(length), self._experiment.rows)
-                with jax.set_mesh(self._experiment.mesh):
-                    self._compiled[length] = self._step.lower(params, batch).compile()
+            for width in plan.widths:
+                if (plan.shape, width) not in self._compiled:
+                    batch = put(self._source(name).empty(width), self._experiment.rows)
+                    with jax.set_mesh(self._experiment.mesh):
+                        compiled = self._step.lower(params, batch).compile()
+                    self._compiled[plan.shape, width] = compiled
 
     def __call__(self, params: Any, name: str) -> Outputs:
-        """Outputs of every row of the split `name`, padding dropped by row number."""
+        """Outputs of every example of the split `name`, padding dropped by number."""
         self.compile(params)
         plan, source = self._plans[name], self._source(name)
         pending = [
-            self._compiled[plan[k][1]](params, put(source[k], self._experiment.rows))
+            self._compiled[plan.shape, plan[k][1]](params, put(source[k], self._experiment.rows))
             for k in range(len(source))
         ]
         parts = [jax.tree.map(np.asarray, part) for part in pending]
-        rows = np.concatenate([part.pop("rows_B") for part in parts])
+        rows = np.concatenate([part.pop("rows_N") for part in parts])
         order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
         return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
 
@@ -67,5 +80,5 @@ class Scorer:
             self._splits[name].features,
             self._experiment.task.collate,
             plan.batches_per_epoch,
-            self._mine,
+            rows_here(plan.shape[0], self._experiment.rows),
         )

@@ -1,6 +1,7 @@
 """The training step. Start reading here: everything else prepares its arguments.
 
-Pure functions over plain nested dicts; rng, optimizer and model are arguments. B rows, L tokens.
+Pure functions over plain nested dicts; rng, optimizer and model are arguments. B rows, L
+tokens, M examples a row.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Task(Protocol):
         """The sum of the losses and the sum of the weights over a batch, both scalars."""
 
     def predict(self, model: Any, batch: Batch) -> Mapping[str, jax.Array]:
-        """A few numbers per row, each [B, ...]."""
+        """A few numbers per example, each [B * M, ...]."""
 
 
 Merge = Callable[[Tree], nnx.Module]
@@ -85,8 +86,8 @@ def train_step(
 
 
 def eval_step(params: Tree, batch: Batch, *, task: Task, merge: Merge) -> Mapping[str, jax.Array]:
-    """Per-row predictions with the rows they belong to."""
-    return {**task.predict(merge(params), batch), "rows_B": batch.rows_B}
+    """Per-example predictions with the numbers of the examples."""
+    return {**task.predict(merge(params), batch), "rows_N": batch.rows_BM.reshape(-1)}
 
 
 def deal(batch: Batch, hands: int) -> Batch:

@@ -180,13 +180,13 @@ def dump_batch(workdir: Workdir, source: BatchSource, split: Split, error: NonFi
     """Writes the batch of a refused update, arrays and rows, and returns its folder."""
     folder = workdir.file(f"bad_batch/step-{error.step}")
     batch = source[error.step - 1]
-    arrays = {**batch.tokens._asdict(), "targets": batch.targets, "weights_B": batch.weights_B}
+    arrays = {**batch.tokens._asdict(), "targets": batch.targets, "weights_BM": batch.weights_BM}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, rows_B=batch.rows_B)
+    np.savez(buffer, **arrays, rows_BM=batch.rows_BM)
     files.write_file(files.join(folder, "batch.npz"), buffer.getvalue())
     lines = [
         json.dumps(split.rows.dataset[int(row)], ensure_ascii=False)
-        for row in batch.rows_B
+        for row in batch.rows_BM.ravel()
         if row >= 0
     ]
     files.write_file(files.join(folder, "rows.jsonl"), ("\n".join(lines) + "\n").encode())

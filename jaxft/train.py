@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from math import ceil
 from typing import Any
 
 import jax
@@ -19,9 +20,10 @@ from jaxft import config as configs
 from jaxft import flags, summary, tasks
 from jaxft.checkpoint import Checkpoints, check_room
 from jaxft.config import Config, Schedule
-from jaxft.data.batches import BatchSource, Plan, put, rows_here, stream
+from jaxft.data.batches import BatchSource, put, rows_here, stream
 from jaxft.data.cache import cache_key
 from jaxft.data.features import Split, tokenizer_content
+from jaxft.data.plan import Plan
 from jaxft.depths import Depths
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
@@ -97,8 +99,16 @@ class Run:
     @cached_property
     def plan(self) -> Plan:
         data, train = self.config.data, self.config.train
-        lengths, group = self.splits["train"].lengths, data.group_by_length
-        return Plan(lengths, train.batch_size, data.max_length, self.config.seed, group)
+        once = Plan(
+            self.splits["train"].lengths,
+            train.batch_size,
+            data.max_length,
+            self.config.seed,
+            data.packing,
+            row_unit=self.experiment.row_shards * train.gradient_accumulation_steps,
+        )
+        total = Schedule.of(self.config, once.batches_per_epoch).total
+        return replace(once, epochs=ceil(total / once.batches_per_epoch))
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -106,7 +116,7 @@ class Run:
 
     @cached_property
     def source(self) -> BatchSource:
-        mine = rows_here(self.plan.batch_size, self.experiment.rows)
+        mine = rows_here(self.plan.shape[0], self.experiment.rows)
         features, collate = self.splits["train"].features, self.experiment.task.collate
         return BatchSource(self.plan, features, collate, self.schedule.total, mine)
 
@@ -183,7 +193,7 @@ class Run:
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step
 
     def compile(self, start: int = 0) -> dict[int, Callable]:
-        """The update for each padded length and the evaluation, so that memory errors come now and
+        """The update for each width of rows and the evaluation, so that memory errors come now and
         not later.
         """
         began_s = time.perf_counter()
@@ -195,7 +205,7 @@ class Run:
                 return jitted.lower(self.abstract, batch, np.int32(0)).compile()
 
         # Compilation leaves Python's lock, so that several programs compile side by side.
-        lengths = self.plan.lengths_of(start, self.schedule.total)
+        lengths = self.plan.widths_of(start, self.schedule.total)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             steps = dict(zip(lengths, pool.map(compile_for, lengths), strict=True))
         with jax.set_mesh(self.experiment.mesh):
@@ -205,7 +215,8 @@ class Run:
         self.history.compile_s += took_s
         listed = ", ".join(map(str, lengths))
         self.say(
-            f"Compiled the update for rows of {listed} tokens, and evaluation, in {took_s:.1f} s"
+            f"Compiled the update for {self.plan.shape[0]} rows of {listed} tokens, and "
+            f"evaluation, in {took_s:.1f} s"
         )
         return steps
 
@@ -286,9 +297,9 @@ class Run:
         )
 
     def _work(self, step: int, length: int) -> Work:
-        rows, _ = self.plan[step - 1]
-        flops = flops_per_token(self.experiment.drawn.weights, length) * len(rows) * length
-        return Work(int((rows >= 0).sum()), self.plan.tokens(step - 1), flops)
+        computed = self.plan.shape[0] * length
+        flops = flops_per_token(self.experiment.drawn.weights, length) * computed
+        return Work(self.plan.examples(step - 1), self.plan.tokens(step - 1), flops)
 
     def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:
         recorder.drain()

@@ -5,9 +5,10 @@ has no lines), so that every later message can point at it. Class ids that carry
 become the names: a label means the same wherever it came from.
 
 A path is a delimited file (.csv ``,``; .tsv and .txt tab; any other extension with a delimiter
-given), .jsonl .ndjson .json (an object a line, or one list of objects), .parquet, a folder written
-by `datasets.save_to_disk`, a URL of one of these, or a hub id ``owner/name`` (``owner/name/config``
-where it has several). Folders and hub ids take a ``:split`` suffix.
+given), .jsonl .ndjson .json (an object a line, or one list of objects), .parquet, any of these
+packed (.gz .bz2 .xz), a folder written by `datasets.save_to_disk`, a URL of one of these, or a hub
+id ``owner/name`` (``owner/name/config`` where it has several). Folders and hub ids take a
+``:split`` suffix.
 
 One space as delimiter is not CSV: a line is cut at its first spaces only, into as many fields as
 the header has names or, without a header, as the highest wanted position asks for; the last field
@@ -34,6 +35,7 @@ from jaxft.errors import UserError
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 JSON = (".jsonl", ".ndjson", ".json")
 KNOWN = (*DELIMITERS, *JSON, ".parquet")
+PACKED = (".gz", ".bz2", ".xz")
 HUB_ID = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:/(\w[\w.-]*))?")
 ROW_LIKE = re.compile(r"[-+]?\d+([.,]\d+)?|.{60,}", re.DOTALL)  # no column is called so
 
@@ -64,24 +66,13 @@ def read(
         chosen = _by_name(wanted, saved.column_names, path)
         table = saved.select_columns(sorted(set(chosen.values()))).with_format("arrow")[:]
         return _from_table(table, saved.features, chosen, path)
-    extension = PurePosixPath(root).suffix.lower()
-    if extension not in KNOWN and delimiter is None:
-        raise UserError(
-            f"{path}: unknown extension {extension or '(none)'}. Known are {' '.join(KNOWN)}; "
-            'another text file needs data.delimiter, e.g. "," or "\\t" or " ".'
-        )
-    with opening(path), files.open(root, "rb") as handle:
-        data = handle.read()
-    if not data.strip():
-        raise UserError(f"{path} is empty.")
+    data, extension = content(files, root, path, KNOWN if delimiter is None else None)
     if extension == ".parquet":
         return _from_parquet(data, wanted, path)
     text = decode(data, encoding, path)
     if extension in JSON:
         return _from_objects(json_rows(text, path), wanted, path)
-    delimiter = (delimiter or DELIMITERS[extension]).replace("\\t", "\t")
-    if len(delimiter) != 1 or delimiter in '\r\n"':
-        raise UserError(f"data.delimiter={delimiter!r}: one character is allowed, e.g. , ; or \\t.")
+    delimiter = separator(delimiter, extension)
     if delimiter == " ":
         positions = [column for column in wanted.values() if isinstance(column, int)]
         rows = spaced_rows(text, None if header else max(positions, default=0) + 1, path)
@@ -103,7 +94,7 @@ def locate(path: str, split: str) -> tuple[Any, str, str]:
                 return files, root, part
     with opening(path):
         near = _near(files, root)
-    is_file = PurePosixPath(name).suffix.lower() in KNOWN or not HUB_ID.fullmatch(name)
+    is_file = extension_of(name) in KNOWN or not HUB_ID.fullmatch(name)
     if is_file or (near and "/" in name):  # a single word may be a hub id all the same
         found = f"Close to it there: {', '.join(near)}." if near else "Nothing there is called so."
         raise UserError(f"{name}: no such file or folder. {found}")
@@ -114,6 +105,38 @@ def _near(files: Any, root: str) -> list[str]:
     folder, _, last = root.rpartition("/")
     there = files.ls(folder, detail=False) if files.isdir(folder) else []
     return difflib.get_close_matches(last, [entry.rpartition("/")[2] for entry in there])
+
+
+def extension_of(name: str) -> str:
+    """Of a file, in lower case: `.jsonl` of both `a.jsonl` and `a.jsonl.gz`."""
+    file = PurePosixPath(name.lower())
+    return (PurePosixPath(file.stem) if file.suffix in PACKED else file).suffix
+
+
+def content(files: Any, root: str, path: str, known: Sequence[str] | None) -> tuple[bytes, str]:
+    """Bytes of a file, unpacked, and its extension, which is one of those `known` unless None.
+
+    Raises: UserError for another extension, and for a file that cannot be read or is empty.
+    """
+    extension = extension_of(root)
+    if known and extension not in known:
+        raise UserError(
+            f"{path}: unknown extension {extension or '(none)'}. Known are {' '.join(known)}; "
+            'another text file needs data.delimiter, e.g. "," or "\\t" or " ".'
+        )
+    with opening(path), files.open(root, "rb", compression="infer") as handle:
+        data = handle.read()
+    if not data.strip():
+        raise UserError(f"{path} is empty.")
+    return data, extension
+
+
+def separator(delimiter: str | None, extension: str) -> str:
+    """The character between fields: the one given (``\\t`` is a tab), or the extension's."""
+    mark = (delimiter or DELIMITERS[extension]).replace("\\t", "\t")
+    if len(mark) != 1 or mark in '\r\n"':
+        raise UserError(f"data.delimiter={mark!r}: one character is allowed, e.g. , ; or \\t.")
+    return mark
 
 
 @contextmanager

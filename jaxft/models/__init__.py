@@ -46,6 +46,9 @@ class Blueprint:
 
     config: dict[str, Any]
     module: ModuleType
+    dims: Any
+    """The family's `Dims`."""
+    output: str | None
     compute: Compute
     make: Callable[[Compute, jax.Array], nnx.Module]
     """A random model from a key; traced, never run whole when a checkpoint has the weights."""
@@ -71,7 +74,14 @@ class Blueprint:
         """
         module = family(config)
         dims = read_dims(module.Dims, config, module.HARMLESS_FIELDS)
-        fields = {module.DROPOUT_FIELDS[key]: rate for key, rate in (dropouts or {}).items()}
+        fields: dict[str, float] = {}
+        for key, rate in (dropouts or {}).items():
+            if key not in module.DROPOUT_FIELDS:
+                known = ", ".join(f"model.{name}" for name in module.DROPOUT_FIELDS)
+                raise UserError(
+                    f"model.{key}: {config['model_type']} has no such rate, only {known}."
+                )
+            fields |= dict.fromkeys(module.DROPOUT_FIELDS[key], rate)
         dims = dataclasses.replace(dims, **fields)
         if output is not None and output not in module.Model.OUTPUTS:
             raise UserError(f"{config['model_type']} has no output {output!r}.")
@@ -82,7 +92,7 @@ class Blueprint:
             )
 
         abstract = nnx.eval_shape(partial(make, compute), jax.random.key(0))
-        return cls(dict(config), module, compute, make, abstract, walk(abstract))
+        return cls(dict(config), module, dims, output, compute, make, abstract, walk(abstract))
 
     def redraw(self, compute: Compute) -> "Blueprint":
         """The same model, computed in another way."""
@@ -90,12 +100,8 @@ class Blueprint:
         return dataclasses.replace(self, compute=compute, abstract=abstract)
 
     @property
-    def dims(self) -> Any:
-        return self.abstract.dims  # type: ignore[attr-defined]
-
-    @property
     def attention_dropout(self) -> float:
-        return getattr(self.dims, self.module.DROPOUT_FIELDS["attention_dropout"])
+        return getattr(self.dims, self.module.DROPOUT_FIELDS["attention_dropout"][0])
 
     def match(self, checkpoint: pretrained.Checkpoint, new_head: bool = False) -> pretrained.Match:
         return pretrained.match(
@@ -104,6 +110,7 @@ class Blueprint:
             prefix=self.module.PREFIX,
             unused=self.module.UNUSED_TENSORS,
             new=self.module.NEW_TENSORS,
+            may_lack_head=self.output == "classify",
             new_head=new_head,
         )
 
@@ -162,7 +169,7 @@ def load_pretrained(
     params = pretrained.read(matched, drawn.weights)
     params |= drawn.initialise({weight.path for weight in matched.new}, seed=seed)
     model = drawn.merge(unflatten(params))
-    model.config_json = json.dumps(config)  # type: ignore[attr-defined]
+    model.config_json, model.output = json.dumps(config), output  # type: ignore[attr-defined]
     return model
 
 
@@ -171,7 +178,8 @@ def save_pretrained(model: nnx.Module, folder: str | FilePath, *, dtype: str = "
     config = json.loads(model.config_json)  # type: ignore[attr-defined]
     weights = walk(model)
     params = dict(flatten(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
-    write_folder(FilePath(folder), config, params, weights, dtype=dtype)
+    output = model.output  # type: ignore[attr-defined]
+    write_folder(FilePath(folder), config, params, weights, output=output, dtype=dtype)
 
 
 def write_folder(
@@ -180,18 +188,20 @@ def write_folder(
     params: Mapping[Path, jax.Array | np.ndarray],
     weights: Mapping[Path, Weight],
     *,
+    output: str | None,
     dtype: str = "float32",
 ) -> None:
-    """A model's `config.json` and safetensors; heads decide the `architectures` entry."""
+    """A model's `config.json` and safetensors; its output decides the `architectures` entry.
+
+    With a head the base's names get the family's prefix, as in transformers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     module = family(config)
-    output = next((weight.path[1] for weight in weights.values() if weight.in_head), None)
     config = {**config, "architectures": [module.ARCHITECTURES[output]], "dtype": dtype}
     config.pop("torch_dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    pretrained.write(
-        folder, pretrained.to_tensors(params, weights, prefix=module.PREFIX, dtype=dtype)
-    )
+    prefix = f"{module.PREFIX}." if output is not None else ""
+    pretrained.write(folder, pretrained.to_tensors(params, weights, prefix=prefix, dtype=dtype))
 
 
 def count_labels(config: Mapping[str, Any]) -> int:

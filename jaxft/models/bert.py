@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder, first_token
+from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder
 from jaxft.nn.fields import Harmless
 from jaxft.nn.layers import Compute, Linear, dropout
-from jaxft.nn.tokens import Tokens
+from jaxft.nn.tokens import Tokens, first_token
 
 PREFIX = "bert"
 ARCHITECTURES = {None: "BertModel", "classify": "BertForSequenceClassification"}
@@ -29,9 +29,9 @@ UNUSED_TENSORS = {
 }
 NEW_TENSORS = {r"pooler\..*": "checkpoints trained on masked words alone have no pooler"}
 DROPOUT_FIELDS = {
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "classifier_dropout": "classifier_dropout",
+    "dropout": ("hidden_dropout_prob",),
+    "attention_dropout": ("attention_probs_dropout_prob",),
+    "classifier_dropout": ("classifier_dropout",),
 }
 NAMES = BlockNames(
     query="encoder.layer.{layer}.attention.self.query",
@@ -122,9 +122,14 @@ class Model(PostNormEncoder):
             self.heads = nnx.Dict({"classify": classify})
 
     def classify(
-        self, hidden_BLD: jax.Array, tokens: Tokens, *, key: jax.Array | None = None
+        self,
+        hidden_BLD: jax.Array,
+        tokens: Tokens,
+        *,
+        examples: int = 1,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, C] of the pooled first token, in float32."""
-        pooled_BD = jnp.tanh(self.pooler(first_token(hidden_BLD, tokens.segments_BL)))
-        pooled_BD = dropout(pooled_BD, self.dims.head_dropout, key)
-        return self.heads["classify"](pooled_BD.astype(jnp.float32))
+        """Logits [B, M, C] of the pooled first token, in float32."""
+        first_BMD = first_token(hidden_BLD, tokens.segments_BL, examples)
+        pooled_BMD = dropout(jnp.tanh(self.pooler(first_BMD)), self.dims.head_dropout, key)
+        return self.heads["classify"](pooled_BMD.astype(jnp.float32))

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder, first_token
+from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder
 from jaxft.nn.fields import Harmless
 from jaxft.nn.layers import Compute, Linear, dropout
-from jaxft.nn.tokens import Tokens
+from jaxft.nn.tokens import Tokens, first_token
 
 PREFIX = "distilbert"
 ARCHITECTURES = {None: "DistilBertModel", "classify": "DistilBertForSequenceClassification"}
@@ -24,9 +24,9 @@ UNUSED_TENSORS = {
 }
 NEW_TENSORS: dict[str, str] = {}
 DROPOUT_FIELDS = {
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "classifier_dropout": "seq_classif_dropout",
+    "dropout": ("dropout",),
+    "attention_dropout": ("attention_dropout",),
+    "classifier_dropout": ("seq_classif_dropout",),
 }
 NAMES = BlockNames(
     query="transformer.layer.{layer}.attention.q_lin",
@@ -96,9 +96,9 @@ class ClassifyHead(nnx.Module):
             width, num_labels, axes=("embed", None), hf="classifier", std=std, rngs=rngs
         )
 
-    def __call__(self, x_BD: jax.Array, *, key: jax.Array | None) -> jax.Array:
-        x_BD = dropout(jax.nn.relu(self.dense(x_BD)), self.rate, key)
-        return self.out(x_BD.astype(jnp.float32))
+    def __call__(self, x_BMD: jax.Array, *, key: jax.Array | None) -> jax.Array:
+        x_BMD = dropout(jax.nn.relu(self.dense(x_BMD)), self.rate, key)
+        return self.out(x_BMD.astype(jnp.float32))
 
 
 class Model(PostNormEncoder):
@@ -121,7 +121,13 @@ class Model(PostNormEncoder):
             self.heads = nnx.Dict({"classify": ClassifyHead(dims, num_labels, rngs=rngs)})
 
     def classify(
-        self, hidden_BLD: jax.Array, tokens: Tokens, *, key: jax.Array | None = None
+        self,
+        hidden_BLD: jax.Array,
+        tokens: Tokens,
+        *,
+        examples: int = 1,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, C] of the first token, in float32."""
-        return self.heads["classify"](first_token(hidden_BLD, tokens.segments_BL), key=key)
+        """Logits [B, M, C] of the first token, in float32."""
+        first_BMD = first_token(hidden_BLD, tokens.segments_BL, examples)
+        return self.heads["classify"](first_BMD, key=key)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder, first_token
+from jaxft.nn.encoder import BlockNames, EncoderDims, PostNormEncoder
 from jaxft.nn.fields import Harmless
 from jaxft.nn.layers import Compute, Linear, dropout, split
-from jaxft.nn.tokens import Tokens
+from jaxft.nn.tokens import Tokens, first_token
 
 PREFIX = "roberta"
 ARCHITECTURES = {None: "RobertaModel", "classify": "RobertaForSequenceClassification"}
@@ -23,9 +23,9 @@ UNUSED_TENSORS = {
 }
 NEW_TENSORS: dict[str, str] = {}
 DROPOUT_FIELDS = {
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "classifier_dropout": "classifier_dropout",
+    "dropout": ("hidden_dropout_prob",),
+    "attention_dropout": ("attention_probs_dropout_prob",),
+    "classifier_dropout": ("classifier_dropout",),
 }
 NAMES = BlockNames(
     query="encoder.layer.{layer}.attention.self.query",
@@ -104,10 +104,10 @@ class ClassifyHead(nnx.Module):
             width, num_labels, axes=("embed", None), hf="classifier.out_proj", std=std, rngs=rngs
         )
 
-    def __call__(self, x_BD: jax.Array, *, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, *, key: jax.Array | None) -> jax.Array:
         dense_key, out_key = split(key, 2)
-        x_BD = jnp.tanh(self.dense(dropout(x_BD, self.rate, dense_key)))
-        return self.out(dropout(x_BD, self.rate, out_key).astype(jnp.float32))
+        x_BMD = jnp.tanh(self.dense(dropout(x_BMD, self.rate, dense_key)))
+        return self.out(dropout(x_BMD, self.rate, out_key).astype(jnp.float32))
 
 
 class Model(PostNormEncoder):
@@ -130,7 +130,13 @@ class Model(PostNormEncoder):
             self.heads = nnx.Dict({"classify": ClassifyHead(dims, num_labels, rngs=rngs)})
 
     def classify(
-        self, hidden_BLD: jax.Array, tokens: Tokens, *, key: jax.Array | None = None
+        self,
+        hidden_BLD: jax.Array,
+        tokens: Tokens,
+        *,
+        examples: int = 1,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits [B, C] of the first token, in float32."""
-        return self.heads["classify"](first_token(hidden_BLD, tokens.segments_BL), key=key)
+        """Logits [B, M, C] of the first token, in float32."""
+        first_BMD = first_token(hidden_BLD, tokens.segments_BL, examples)
+        return self.heads["classify"](first_BMD, key=key)

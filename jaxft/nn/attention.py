@@ -1,57 +1,116 @@
 """One attention function, several kernels.
 
-Shape suffixes: B rows, L query tokens, S key tokens, H heads, K head width.
+Shape suffixes: B rows, L query tokens, S key tokens, H query heads, G key-value heads, R = H / G
+query heads to one of those, K head width.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxft.nn.layers import dropout
+from jaxft.nn.tokens import Tokens
+
+
+class Side(NamedTuple):
+    """What decides who sees whom, of queries or of keys; both int32."""
+
+    segments_BL: jax.Array
+    """Only tokens of one segment see each other; 0 is padding."""
+    positions_BL: jax.Array
+    """Counted within the segment: `causal` and `window` compare these, never places in the row."""
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> "Side":
+        return cls(tokens.segments_BL, tokens.positions_BL)
 
 
 def attention(
     q_BLHK: jax.Array,
-    k_BSHK: jax.Array,
-    v_BSHK: jax.Array,
-    segments_BL: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    queries: Side,
+    keys: Side,
     *,
     kernel: str,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
     rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Scaled dot-product attention within segments, softmax in float32; returns [B, L, H, K].
+    """Dot-product attention within segments, softmax in float32; returns [B, L, H, K].
 
-    Source: Vaswani et al. 2017, section 3.2.1. `rate` drops attention weights.
+    `causal` hides keys after the query, `window` those `window` or more before it. `scale` is
+    K^-0.5 by default; `rate` drops attention weights. Query heads share the key-value heads evenly,
+    neighbours together. Source: Vaswani et al. 2017, section 3.2.1; Ainslie et al. 2023.
 
     Raises:
         ValueError: the kernel cannot do what is asked; it never falls back to another one.
     """
+    B, L, H, K = q_BLHK.shape
+    S, G = k_BSGK.shape[1:3]
+    q_BLHK = q_BLHK * (K**-0.5 if scale is None else scale)
+    rate = rate if key is not None else 0.0
     if kernel == "cudnn":
-        return _cudnn(q_BLHK, k_BSHK, v_BSHK, segments_BL, rate if key is not None else 0.0)
-    logits_BHLS = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK * q_BLHK.shape[-1] ** -0.5, k_BSHK)
-    same_BLS = segments_BL[:, :, None] == segments_BL[:, None, :]
+        return _cudnn(q_BLHK, k_BSGK, v_BSGK, queries, keys, causal, window, rate)
+    seen_BLS = visible(queries, keys, causal, window)
+    if H == G:
+        logits_BHLS = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSGK)
+    else:
+        q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
+        logits_BHLS = jnp.einsum("BLGRK,BSGK->BGRLS", q_BLGRK, k_BSGK).reshape(B, H, L, S)
     lowest = jnp.finfo(jnp.float32).min
-    logits_BHLS = jnp.where(same_BLS[:, None], logits_BHLS.astype(jnp.float32), lowest)
-    weights_BHLS = jax.nn.softmax(logits_BHLS, axis=-1).astype(v_BSHK.dtype)
+    logits_BHLS = jnp.where(seen_BLS[:, None], logits_BHLS.astype(jnp.float32), lowest)
+    weights_BHLS = jax.nn.softmax(logits_BHLS, axis=-1).astype(v_BSGK.dtype)
     weights_BHLS = dropout(weights_BHLS, rate, key)
-    return jnp.einsum("BHLS,BSHK->BLHK", weights_BHLS, v_BSHK)
+    if H == G:
+        return jnp.einsum("BHLS,BSHK->BLHK", weights_BHLS, v_BSGK)
+    weights_BGRLS = weights_BHLS.reshape(B, G, H // G, L, S)
+    return jnp.einsum("BGRLS,BSGK->BLGRK", weights_BGRLS, v_BSGK).reshape(B, L, H, K)
+
+
+def visible(queries: Side, keys: Side, causal: bool, window: int | None) -> jax.Array:
+    """bool [B, L, S]: which key each query sees."""
+    seen_BLS = queries.segments_BL[:, :, None] == keys.segments_BL[:, None, :]
+    if causal or window is not None:
+        ahead_BLS = keys.positions_BL[:, None, :] - queries.positions_BL[:, :, None]
+        if causal:
+            seen_BLS &= ahead_BLS <= 0
+        if window is not None:
+            seen_BLS &= jnp.abs(ahead_BLS) < window
+    return seen_BLS
 
 
 def _cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments_BL: jax.Array, rate: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    queries: Side,
+    keys: Side,
+    causal: bool,
+    window: int | None,
+    rate: float,
 ) -> jax.Array:
     """cuDNN's flash attention by lengths, not by mask: rows hold one right-padded example each."""
     if rate:
         raise ValueError("attention='cudnn' has no attention dropout; set it to 0 or use 'xla'")
-    lengths_B = (segments_BL != 0).sum(-1, dtype=jnp.int32)
+    if queries is not keys:
+        raise ValueError("attention='cudnn' needs keys and queries of the same tokens")
+    lengths_B = (queries.segments_BL != 0).sum(-1, dtype=jnp.int32)
     # An all-padding row (the last batch's filler) still needs one key to attend to.
     lengths_B = jnp.maximum(lengths_B, 1)
+    left = None if window is None else window - 1
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
             q,
             k,
             v,
+            scale=1.0,
+            is_causal=causal,
             query_seq_lengths=lengths_B,
             key_value_seq_lengths=lengths_B,
+            local_window_size=None if left is None else (left, 0 if causal else left),
             implementation="cudnn",
         )

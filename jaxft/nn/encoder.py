@@ -6,11 +6,10 @@ Source: Devlin et al. 2018, section 3; transformers 5.23 `BertEmbeddings`, `Bert
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.nn.attention import attention
+from jaxft.nn.attention import Side, attention
 from jaxft.nn.layers import (
     ACTIVATIONS,
     Compute,
@@ -115,9 +114,7 @@ class PostNormBlock(nnx.Module):
         self.down = linear(dims.mlp, dims.width, ("mlp", "embed"), names.down)
         self.output_norm = LayerNorm(dims.width, hf=names.output_norm, eps=dims.eps)
 
-    def __call__(
-        self, x_BLD: jax.Array, segments_BL: jax.Array, *, key: jax.Array | None
-    ) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, side: Side, *, key: jax.Array | None) -> jax.Array:
         dims = self.dims
         weights_key, attention_key, mlp_key = split(key, 3)
 
@@ -128,7 +125,8 @@ class PostNormBlock(nnx.Module):
             heads(self.query(x_BLD)),
             heads(self.key(x_BLD)),
             heads(self.value(x_BLD)),
-            segments_BL,
+            side,
+            side,
             kernel=self.kernel,
             rate=dims.attention_dropout,
             key=weights_key,
@@ -159,11 +157,5 @@ class PostNormEncoder(nnx.Module):
         """What leaves the embeddings and each layer, every one [B, L, D]."""
         embed_key, layers_key = split(key, 2)
         x_BLD = self.embeddings(tokens, key=embed_key)
-        last_BLD, all_NBLD = self.encoder(x_BLD, tokens.segments_BL, key=layers_key)
+        last_BLD, all_NBLD = self.encoder(x_BLD, Side.of(tokens), key=layers_key)
         return [x_BLD, *all_NBLD[:-1], last_BLD]
-
-
-def first_token(hidden_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
-    """The hidden state of each row's first real token, [B, D], wherever the padding is."""
-    first_B = (segments_BL != 0).argmax(axis=1)
-    return hidden_BLD[jnp.arange(hidden_BLD.shape[0]), first_B]

@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxft.errors import UserError
 
 D = TypeVar("D")
-_JSON = {int: "a whole number", float: "a number", str: "a string", type(None): "null"}
+_JSON = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,12 @@ COMMON = {
     "return_dict": _OUTPUTS,
     "output_hidden_states": _OUTPUTS,
     "output_attentions": _OUTPUTS,
-    "tie_word_embeddings": Harmless("no language-model head is built"),
+    "tie_word_embeddings": Harmless("encoders build no language-model head"),
     "tie_encoder_decoder": Harmless("there is no decoder", only=(False,)),
-    "is_decoder": Harmless("an encoder sees both sides", only=(False,)),
-    "is_encoder_decoder": Harmless("this family is an encoder", only=(False,)),
-    "add_cross_attention": Harmless("there is no decoder", only=(False,)),
-    "cross_attention_hidden_size": Harmless("there is no decoder", only=(None,)),
+    "is_decoder": Harmless("the family decides what a token sees", only=(False,)),
+    "is_encoder_decoder": Harmless("there is one stack", only=(False,)),
+    "add_cross_attention": Harmless("there is no second stack", only=(False,)),
+    "cross_attention_hidden_size": Harmless("there is no second stack", only=(None,)),
     "chunk_size_feed_forward": Harmless("a memory setting"),
     "gradient_checkpointing": Harmless("a memory setting; ours is model.activation_checkpointing"),
     "torchscript": _OUTPUTS,
@@ -76,7 +85,7 @@ def read_dims(cls: type[D], config: Mapping[str, Any], harmless: Mapping[str, Ha
     Raises:
         UserError: fields that are neither one of `cls` nor harmless, or of a wrong type, by name.
     """
-    kinds = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+    kinds = {name: _kinds(hint) for name, hint in get_type_hints(cls).items()}
     rules = COMMON | dict(harmless)
     known = {key: value for key, value in config.items() if key in kinds}
     unknown = [
@@ -98,6 +107,12 @@ def read_dims(cls: type[D], config: Mapping[str, Any], harmless: Mapping[str, Ha
     if wrong:
         raise UserError("config.json has values of a wrong type:\n" + "\n".join(wrong))
     return cls(**known)
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The plain types of an annotation such as `list[str] | None`."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(get_origin(part) or part for part in parts)
 
 
 def _is_harmless(value: Any, rule: Harmless | None) -> bool:

@@ -6,7 +6,7 @@ C classes, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,18 @@ class Compute:
     """How a model computes, as opposed to what."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
     activation_checkpointing: Literal["none", "full", "dots"] = "none"
     unroll_layers: bool = False
     """Compile each layer of a stack by itself: faster steps on CPU, slower compilation."""
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`; the checkpoint holds `weight` as [out, in]."""
+    """`x @ kernel + bias`; the checkpoint holds `weight` as [out, in] where it is `transposed`.
+
+    `part` (i, n): the checkpoint holds n such layers side by side in one tensor, and this is the
+    i-th.
+    """
 
     def __init__(
         self,
@@ -56,18 +60,27 @@ class Linear(nnx.Module):
         hf: str,
         std: float,
         rngs: nnx.Rngs,
+        bias: bool = True,
+        transposed: bool = True,
+        part: tuple[int, int] | None = None,
     ):
+        facts: dict[str, Any] = {} if part is None else {"part": part}
         kernel = std * jax.random.normal(rngs.params(), (d_in, d_out))
         self.kernel = nnx.Param(
-            kernel, axes=axes, hf=f"{hf}.weight", kind="kernel", transposed=True
+            kernel, axes=axes, hf=f"{hf}.weight", kind="kernel", transposed=transposed, **facts
         )
-        self.bias = nnx.Param(jnp.zeros(d_out), axes=axes[1:], hf=f"{hf}.bias", kind="bias")
+        self.bias = (
+            nnx.Param(jnp.zeros(d_out), axes=axes[1:], hf=f"{hf}.bias", kind="bias", **facts)
+            if bias
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # As a plain matrix product: with two row axes XLA's CPU backend transposes copies for the
         # gradient.
         rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
-        return rows.reshape(*x.shape[:-1], -1) + self.bias[...].astype(x.dtype)
+        rows = rows.reshape(*x.shape[:-1], -1)
+        return rows if self.bias is None else rows + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -86,14 +99,40 @@ class LayerNorm(nnx.Module):
         return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Division by the root mean square, computed in float32. Source: Zhang & Sennrich 2019."""
+
+    def __init__(self, width: int, *, hf: str, eps: float, axis: str | None = "embed"):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width), axes=(axis,), hf=f"{hf}.weight", kind="norm")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
 class Embed(nnx.Module):
-    """A table of vectors, looked up by index."""
+    """A table of vectors, looked up by index; `tied` is the name of a head that is the same table,
+    transposed.
+    """
 
     def __init__(
-        self, rows: int, width: int, *, axis: str | None, hf: str, std: float, rngs: nnx.Rngs
+        self,
+        rows: int,
+        width: int,
+        *,
+        axis: str | None,
+        hf: str,
+        std: float,
+        rngs: nnx.Rngs,
+        tied: str | None = None,
     ):
         table = std * jax.random.normal(rngs.params(), (rows, width))
-        self.table = nnx.Param(table, axes=(axis, "embed"), hf=f"{hf}.weight", kind="embedding")
+        facts: dict[str, Any] = {} if tied is None else {"tied": tied}
+        self.table = nnx.Param(
+            table, axes=(axis, "embed"), hf=f"{hf}.weight", kind="embedding", **facts
+        )
 
     def __call__(self, index_BL: jax.Array) -> jax.Array:
         # Of a table that fsdp splits by width, vectors would come split and be dealt out again.

@@ -1,6 +1,7 @@
 """Layers of one kind, stacked along a leading axis and run by one scan, whatever the depth."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -32,7 +33,7 @@ class Stack(nnx.Module):
             param.set_metadata("layers", indices)
 
     def __call__(
-        self, x_BLD: jax.Array, *args: jax.Array, key: jax.Array | None
+        self, x_BLD: jax.Array, *args: Any, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the last layer's output and every layer's output, [count, B, L, D].
 
@@ -50,6 +51,19 @@ class Stack(nnx.Module):
         layers = nnx.to_pure_dict(state), keys
         body = _checkpoint(body, self.compute.activation_checkpointing)
         return lax.scan(body, x_BLD, layers, unroll=self.compute.unroll_layers)
+
+    def extend(self, x_BLD: jax.Array, *args: Any, memory: Any) -> tuple[jax.Array, Any]:
+        """Through layers that remember: each gets its slice of `memory` (leaves [count, ...]) and
+        returns it renewed beside its output.
+        """
+        graph, state = nnx.split(self.layers)
+
+        def body(x_BLD: jax.Array, one: tuple) -> tuple[jax.Array, Any]:
+            weights, memory = one
+            layer: Any = nnx.merge(graph, weights)
+            return layer.extend(x_BLD, *args, memory=memory)
+
+        return lax.scan(body, x_BLD, (nnx.to_pure_dict(state), memory))
 
 
 def _checkpoint(body: Callable, mode: str) -> Callable:

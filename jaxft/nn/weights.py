@@ -1,6 +1,7 @@
 """What is known about each weight, read off the model that declares it.
 
-Every `nnx.Param` carries `axes`, `hf`, `kind` and, where the file stores `[out, in]`, `transposed`.
+Every `nnx.Param` carries `axes`, `hf`, `kind` and, where the file stores `[out, in]`, `transposed`;
+`part` of a fused tensor and `tied` where they apply.
 `walk` turns an (abstract) model into one `Weight` per parameter; import, export, sharding, learning
 rates and the FLOP count are derived from these and from nothing else.
 """
@@ -28,6 +29,10 @@ class Weight:
     hf: str
     kind: Kind
     transposed: bool
+    part: tuple[int, int] | None
+    """(i, n): the i-th of n weights that lie side by side, along the last axis, in one tensor."""
+    tied: str | None
+    """The checkpoint's name for a head that is this weight too."""
     layers: tuple[int, ...]
     """Checkpoint indices of the stacked layers; empty for a weight that stands alone."""
     depth: tuple[int, ...]
@@ -60,6 +65,8 @@ class Weight:
     def hf_shape(self) -> tuple[int, ...]:
         """Shape of each of those tensors in the file."""
         shape = self.shape[1:] if self.stacked else self.shape
+        if self.part is not None:
+            shape = (*shape[:-1], shape[-1] * self.part[1])
         return shape[::-1] if self.transposed else shape
 
 
@@ -84,6 +91,8 @@ def walk(model: nnx.Module) -> dict[Path, Weight]:
             hf=meta["hf"],
             kind=meta["kind"],
             transposed=meta.get("transposed", False),
+            part=meta.get("part"),
+            tied=meta.get("tied"),
             layers=meta.get("layers", ()),
             depth=depth(path, meta.get("layers", ())),
         )
@@ -119,11 +128,12 @@ def map_weights(function: Callable[[Weight], Any], weights: Mapping[Path, Weight
 def flops_per_token(weights: Mapping[Path, Weight], length: int) -> float:
     """Floating-point operations of one update per (padded) token in rows of this length.
 
-    6 per weight of the layers' matrices (2 forward, 4 backward) and 12 * width * length per layer
-    for the attention products. Source: Chowdhery et al. 2022 (PaLM), appendix B.
+    6 per weight of the layers' matrices and of a language-model head (2 forward, 4 backward) and
+    12 * width * length per layer for the attention products. Source: Chowdhery et al. 2022 (PaLM), appendix B.
     """
     layers = [weight for weight in weights.values() if weight.stacked and weight.kind == "kernel"]
-    matrices = 6.0 * sum(weight.size for weight in layers)
+    vocabulary = [w for w in weights.values() if w.tied or (w.in_head and "vocab" in w.axes)]
+    matrices = 6.0 * sum(weight.size for weight in [*layers, *vocabulary])
     # The output projection of attention is the kernel that reads the heads' axis.
     outputs = [weight for weight in layers if weight.axes[1] == "heads"]
     return matrices + sum(12.0 * weight.shape[0] * weight.shape[1] * length for weight in outputs)

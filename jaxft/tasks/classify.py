@@ -1,8 +1,8 @@
 """Sequence classification and regression: one label, several labels or a number for a text or a
 pair of texts.
 
-B rows, C classes, L tokens. Source of the losses: transformers 5.23
-`ForSequenceClassificationLoss`, `LabelSmoother`.
+B rows, M examples a row, E = B * M, N examples of a split, C classes, L tokens. Source of the
+losses: transformers 5.23 `ForSequenceClassificationLoss`, `LabelSmoother`.
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ import optax
 
 from jaxft import metrics
 from jaxft.data import labels as cells
+from jaxft.data.batches import Layout
 from jaxft.data.labels import Problem
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch
@@ -140,9 +141,9 @@ class Task:
         row_1C = np.zeros((1, self.num_labels), np.float32)
         targets = row_1C if self.problem == "multi_label_classification" else [0]
         outputs: dict[str, Any] = {
-            "logits_BC": row_1C,
-            "losses_B": np.zeros(1),
-            "weights_B": np.ones(1),
+            "logits_NC": row_1C,
+            "losses_N": np.zeros(1),
+            "weights_N": np.ones(1),
         }
         return tuple(self.scores(outputs, list(targets)))
 
@@ -194,73 +195,80 @@ class Task:
             return [number[names[0]] for names in rows]
         return [[float(name in names) for name in self.labels] for names in rows]
 
-    def collate(self, columns: Mapping[str, Sequence], length: int) -> np.ndarray:
-        """Targets of a batch: int32 [B], or float32 [B] or [B, C]."""
-        if "target" not in columns:  # rows to predict
-            wide = (self.num_labels,) if self.problem == "multi_label_classification" else ()
-            return np.zeros((len(columns["input_ids"]), *wide), self._dtype)
-        return np.asarray(columns["target"], self._dtype)
+    def collate(self, layout: Layout) -> np.ndarray:
+        """Targets of a batch: int32 [B, M], or float32 [B, M] or [B, M, C]."""
+        if "target" in layout.columns:
+            return layout.examples(np.asarray(layout.columns["target"], self._dtype))
+        wide = (self.num_labels,) if self.problem == "multi_label_classification" else ()
+        return layout.examples(np.zeros((len(layout.columns["input_ids"]), *wide), self._dtype))
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Sum of the weighted losses and sum of the weights."""
         body_key, head_key = (None, None) if key is None else jax.random.split(key)
         hidden_BLD = model(batch.tokens, key=body_key)
-        losses_B, weights_B = self._losses(
-            model.classify(hidden_BLD, batch.tokens, key=head_key), batch
-        )
-        return (losses_B * weights_B).sum(), weights_B.sum()
+        losses_E, weights_E = self._losses(self._logits(model, hidden_BLD, batch, head_key), batch)
+        return (losses_E * weights_E).sum(), weights_E.sum()
 
     def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
-        """Logits, losses and weights of each row."""
-        logits_BC = model.classify(model(batch.tokens), batch.tokens)
-        losses_B, weights_B = self._losses(logits_BC, batch)
-        return {"logits_BC": logits_BC, "losses_B": losses_B, "weights_B": weights_B}
+        """Logits, losses and weights of each example."""
+        logits_EC = self._logits(model, model(batch.tokens), batch, None)
+        losses_E, weights_E = self._losses(logits_EC, batch)
+        return {"logits_NC": logits_EC, "losses_N": losses_E, "weights_N": weights_E}
 
-    def _losses(self, logits_BC: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def _logits(
+        self, model: Any, hidden_BLD: jax.Array, batch: Batch, key: jax.Array | None
+    ) -> jax.Array:
+        examples = batch.weights_BM.shape[1]
+        logits_BMC = model.classify(hidden_BLD, batch.tokens, examples=examples, key=key)
+        return logits_BMC.reshape(-1, self.num_labels)
+
+    def _losses(self, logits_EC: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        weights_E = batch.weights_BM.reshape(-1)
+        targets_E = batch.targets.reshape(-1, *batch.targets.shape[2:])
         if self.problem == "regression":
-            return jnp.square(logits_BC[:, 0] - batch.targets), batch.weights_B
+            return jnp.square(logits_EC[:, 0] - targets_E), weights_E
         class_weights_C = jnp.asarray(self.weights, jnp.float32)
         if self.problem == "multi_label_classification":
             with jax.numpy_dtype_promotion("standard"):
-                losses_BC = optax.sigmoid_binary_cross_entropy(logits_BC, batch.targets)
-            return (losses_BC * class_weights_C).mean(-1), batch.weights_B
-        logp_BC = jax.nn.log_softmax(logits_BC)
-        picked_B = jnp.take_along_axis(logp_BC, batch.targets[:, None], axis=1)[:, 0]
+                losses_EC = optax.sigmoid_binary_cross_entropy(logits_EC, targets_E)
+            return (losses_EC * class_weights_C).mean(-1), weights_E
+        logp_EC = jax.nn.log_softmax(logits_EC)
+        picked_E = jnp.take_along_axis(logp_EC, targets_E[:, None], axis=1)[:, 0]
         smooth = self.label_smoothing
-        losses_B = -(1 - smooth) * picked_B - smooth * logp_BC.mean(-1)
-        return losses_B, batch.weights_B * class_weights_C[batch.targets]
+        losses_E = -(1 - smooth) * picked_E - smooth * logp_EC.mean(-1)
+        return losses_E, weights_E * class_weights_C[targets_E]
 
     def scores(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> dict[str, float]:
         """Loss and metrics of a split; the main metric right after the loss."""
         loss = float(
-            (outputs["losses_B"] * outputs["weights_B"]).sum() / outputs["weights_B"].sum()
+            (outputs["losses_N"] * outputs["weights_N"]).sum() / outputs["weights_N"].sum()
         )
-        logits_BC, truth = outputs["logits_BC"], np.asarray(targets)
+        logits_NC, truth = outputs["logits_NC"], np.asarray(targets)
         if self.problem == "regression":
-            return {"loss": loss, **metrics.regression(logits_BC[:, 0], truth)}
+            return {"loss": loss, **metrics.regression(logits_NC[:, 0], truth)}
         if self.problem == "multi_label_classification":
-            return {"loss": loss, **metrics.multi_label(_sigmoid(logits_BC), truth, self.labels)}
-        return {"loss": loss, **metrics.classification(logits_BC.argmax(-1), truth, self.labels)}
+            return {"loss": loss, **metrics.multi_label(_sigmoid(logits_NC), truth, self.labels)}
+        return {"loss": loss, **metrics.classification(logits_NC.argmax(-1), truth, self.labels)}
 
     def answers(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The class number, the 0s and 1s, or the number that each row is given."""
-        logits_BC = outputs["logits_BC"]
+        logits_NC = outputs["logits_NC"]
         if self.problem == "regression":
-            return logits_BC[:, 0]
+            return logits_NC[:, 0]
         if self.problem == "multi_label_classification":
-            return (_sigmoid(logits_BC) >= metrics.THRESHOLD).astype(np.int64)
-        return logits_BC.argmax(-1)
+            return (_sigmoid(logits_NC) >= metrics.THRESHOLD).astype(np.int64)
+        return logits_NC.argmax(-1)
 
     def worst(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Wrong rows, those with the highest loss first: row, truth, prediction, confidence."""
         answers, found = self.answers(outputs), []
-        for row in np.argsort(-outputs["losses_B"], kind="stable"):
+        for row in np.argsort(-outputs["losses_N"], kind="stable"):
             if self.problem == "regression" or np.any(answers[row] != targets[row]):
                 told = {"truth": targets[row], "prediction": answers[row]}
                 shown = {key: _joined(self.readable(value)) for key, value in told.items()}
-                scores = self.decode(outputs["logits_BC"][row]).get("scores")
+                scores = self.decode(outputs["logits_NC"][row]).get("scores")
                 shown |= {"confidence": max(scores.values())} if scores else {}
                 found.append({"row": int(row), **shown})
         return found

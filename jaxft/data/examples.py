@@ -1,0 +1,254 @@
+"""Files, folders and hub ids -> examples to learn text from, in one of four forms.
+
+messages and tools: columns ``messages``, ``conversations`` or ``conversation``, turns with role and
+    content, or with from and value as ShareGPT has them; and, if there, ``tools`` and ``system``
+prompt and completion: columns of these names
+instruction, input and output: columns of these names, as Alpaca has them; ``input`` may be missing
+text: the text column; or a .txt or .md file, which is one text as a whole
+
+The first form whose columns are there is taken, unless `text_column` is given: that is a choice.
+Cells that hold lists may be JSON, since CSV has nothing else.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from jaxft.data.sources import JSON, KNOWN, content, locate, open_saved, separator
+from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
+from jaxft.errors import UserError
+
+CHATS = ("messages", "conversations", "conversation")
+DOCUMENTS = (".txt", ".md")
+ROLES = ("system", "user", "assistant", "tool")
+SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
+SHAREGPT |= {"observation": "tool"}
+
+Example = dict[str, Any]
+
+
+def read_examples(
+    source: str,
+    *,
+    split: str = "train",
+    text_column: str | int = "text",
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
+    quoting: bool = True,
+    header: bool = True,
+    answers: bool = True,
+) -> Dataset:
+    """Rows with `text` (all of it, as people read it), `example` (the form as JSON) and `line` (in
+    which it starts, or the number of the row where lines do not tell rows apart).
+
+    Without `answers` a prompt needs no completion, an instruction no output, and a chat no
+    assistant turn: these are rows to answer.
+
+    Raises:
+        UserError: whatever is wrong with the source, its columns, or a row, with its line.
+    """
+    names, rows = _rows(source, split, text_column, encoding, delimiter, quoting, header)
+    if not rows:
+        raise UserError(f"{source}: no rows.")
+    make = _form(names, text_column, answers, source)
+    lines = [line for line, _ in rows]
+    if len(set(lines)) < len(lines):
+        lines = list(range(1, len(rows) + 1))
+    examples = [
+        make(row, f"{source} line {line}") for line, (_, row) in zip(lines, rows, strict=True)
+    ]
+    columns = {
+        "text": [readable(example) for example in examples],
+        "example": [json.dumps(example, ensure_ascii=False, default=str) for example in examples],
+    }
+    try:
+        arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: half of a surrogate pair in {error.object[:40]!r}.") from None
+    return Dataset(pa.table({**arrays, "line": pa.array(lines, pa.int64())}))
+
+
+def readable(example: Example) -> str:
+    """All of an example as plain text: turns with their roles, other parts one after the other."""
+    if "messages" not in example:
+        return "\n\n".join(part for part in example.values() if part.strip())
+    turns = []
+    for message in example["messages"]:
+        calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls", ())]
+        words = "\n".join(part for part in (message["content"], *calls) if part)
+        turns.append(f"{message['role'].capitalize()}: {words}")
+    return "\n\n".join(turns)
+
+
+def _rows(
+    source: str,
+    split: str,
+    text_column: str | int,
+    encoding: str,
+    delimiter: str | None,
+    quoting: bool,
+    header: bool,
+) -> tuple[list[str], Rows]:
+    """Names of columns (of all rows, in the order of their first appearance), and rows as dicts."""
+    files, root, split = locate(source, split)
+    if files is None or files.isdir(root):
+        saved = open_saved(files, root, source, split)
+        return saved.column_names, list(enumerate(saved.with_format("arrow")[:].to_pylist(), 1))
+    known = (*KNOWN, ".md") if delimiter is None else None
+    data, extension = content(files, root, source, known)
+    if extension == ".parquet":
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{source} is not a whole Parquet file: {error}") from None
+        return table.column_names, list(enumerate(table.to_pylist(), 1))
+    text = decode(data, encoding, source)
+    if extension in JSON:
+        rows = json_rows(text, source)
+        return list(dict.fromkeys(name for _, row in rows for name in row)), rows
+    if delimiter is None and extension in DOCUMENTS:
+        name = text_column if isinstance(text_column, str) else "text"
+        return [name], [(1, {name: text.replace("\r\n", "\n")})]
+    fields = csv_rows(text, separator(delimiter, extension), quoting, source)
+    if not header:
+        if isinstance(text_column, str):
+            raise UserError(
+                f"{source}: without a header the text column is a position from 0 to "
+                f"{len(fields[0][1]) - 1}, found data.text_column={text_column}."
+            )
+        names = [str(position) for position in range(len(fields[0][1]))]
+    else:
+        (_, first), *fields = fields
+        names = [cell.strip() for cell in first]
+        for name in names:
+            if name and names.count(name) > 1:
+                raise UserError(f"{source}: {names.count(name)} columns are called {name!r}.")
+    return names, [(line, dict(zip(names, cells, strict=True))) for line, cells in fields]
+
+
+def _form(
+    names: Sequence[str], text_column: str | int, answers: bool, source: str
+) -> Callable[[dict, str], Example]:
+    """What makes an example of a row and its place."""
+    chosen = text_column != "text"
+    if isinstance(text_column, int) and 0 <= text_column < len(names):
+        text_column = names[text_column]
+    if not chosen:
+        for name in CHATS:
+            if name in names:
+                return lambda row, where: _chat(row, name, answers, where)
+        for first, last in ("prompt", "completion"), ("instruction", "output"):
+            if first in names and (last in names or not answers):
+                return lambda row, where: _pair(row, first, last, answers, where)
+    if text_column in names:
+        return lambda row, where: {"text": _string(row, str(text_column), where) or ""}
+    raise UserError(
+        f"{source}: its columns ({', '.join(map(repr, names))}) are no form that is known. Known "
+        f"are {', '.join(CHATS[:-1])} or {CHATS[-1]}; prompt and completion; instruction, input "
+        f"and output; or one column of texts, as data.text_column={text_column} names it."
+    )
+
+
+def _string(row: dict, column: str, where: str) -> str | None:
+    value = row.get(column)
+    if not isinstance(value, str | None):
+        raise UserError(
+            f"{where}: {column!r} is text, found {str(value)[:40]!r}, a {type(value).__name__}."
+        )
+    return value
+
+
+def _pair(row: dict, first: str, last: str, answers: bool, where: str) -> Example:
+    found = {name: _string(row, name, where) for name in (first, last)}
+    if found[first] is None or (found[last] is None and answers):
+        missing = first if found[first] is None else last
+        raise UserError(f"{where}: no {missing!r}. A row has {first} and {last}.")
+    answer = {} if found[last] is None else {last: found[last]}
+    if first == "prompt":
+        return {first: found[first], **answer}
+    return {first: found[first], "input": _string(row, "input", where) or "", **answer}
+
+
+def _chat(row: dict, column: str, answers: bool, where: str) -> Example:
+    turns = _parsed(row.get(column), column, where)
+    if not isinstance(turns, list):
+        raise UserError(f"{where}: {column!r} is a list of turns, found {str(turns)[:40]!r}.")
+    if not turns:
+        raise UserError(f"{where}: the conversation is empty.")
+    messages = [_turn(turn, f"{where}, turn {i}") for i, turn in enumerate(turns, 1)]
+    system = _string(row, "system", where)
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    if answers and all(message["role"] != "assistant" for message in messages):
+        raise UserError(f"{where}: no turn of the assistant, so that there is nothing to learn.")
+    tools = _parsed(row.get("tools"), "tools", where) or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(f"{where}: 'tools' is a list of objects, found {str(tools)[:40]!r}.")
+    wrapped = [
+        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+    ]
+    return {"messages": messages} | ({"tools": wrapped} if tools else {})
+
+
+def _parsed(value: Any, column: str, where: str) -> Any:
+    """A list, or the one that a string holds as JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.strip() else value
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: {column!r} is broken JSON ({error}).") from None
+
+
+def _turn(turn: Any, where: str) -> dict[str, Any]:
+    """A message with role and content (a string), and what else the turn has that is not null."""
+    if not isinstance(turn, dict) or not ({"role", "from"} & turn.keys()):
+        raise UserError(
+            f"{where}: a turn is an object with role and content (or from and value), found "
+            f"{str(turn)[:40]!r}."
+        )
+    shared = "role" not in turn
+    said, value = (
+        (turn["from"], turn.get("value")) if shared else (turn["role"], turn.get("content"))
+    )
+    role = SHAREGPT.get(said, said) if shared else said
+    if role not in ROLES:
+        also = f" (or, in ShareGPT's form, {', '.join(SHAREGPT)})" if shared else ""
+        raise UserError(f"{where}: unknown role {said!r}; roles are {', '.join(ROLES)}{also}.")
+    more = {} if shared else {key: cell for key, cell in turn.items() if cell is not None}
+    if calls := list(_calls(more.get("tool_calls") or ())):
+        more["tool_calls"] = calls
+    if said == "function_call" and (call := _call(value)):
+        more, value = {"tool_calls": [call]}, ""
+    if isinstance(value, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in value
+    ):
+        value = "".join(part["text"] for part in value)
+    if value is None and "tool_calls" in more:
+        value = ""
+    if not isinstance(value, str):
+        raise UserError(
+            f"{where}: the content is a string (or a list of parts of type text), found "
+            f"{str(value)[:40]!r}."
+        )
+    return {**more, "role": role, "content": value}
+
+
+def _calls(calls: Sequence[dict]) -> Iterator[dict]:
+    """Tool calls with their arguments as an object: templates write them as JSON themselves."""
+    for call in calls:
+        yield _call(call.get("function", call)) or call
+
+
+def _call(function: Any) -> dict | None:
+    """The call that an object, or the JSON of one, stands for; None where it is none."""
+    try:
+        function = json.loads(function) if isinstance(function, str) else function
+        arguments = function["arguments"]
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    except (ValueError, TypeError, KeyError):
+        return None

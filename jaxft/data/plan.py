@@ -1,0 +1,215 @@
+"""Which examples make up update k, and how they lie in rows: a function of (lengths, seed, k).
+
+Neither devices, hosts nor accumulation change which examples an update sees, and update k needs no
+iterator state. R rows, M examples a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from jaxft.data.packing import first_fit, pack_all
+
+Packing = Literal["batch", "rows", "none"]
+LENGTHS = 5
+"""How many widths `none` uses at most: each costs a compilation."""
+MULTIPLE = 8
+"""Widths are multiples of this."""
+GROUP = 50
+"""Batches whose examples are sorted by length together."""
+SAMPLE = 200
+"""Batches that widths are tried on."""
+ATTENTION = 2048
+"""About the width at which attention costs a small model as much as all its matrices."""
+
+
+def padded_lengths(batch_lengths: Sequence[int], at_most: int, limit: int) -> tuple[int, ...]:
+    """The lengths, at most `at_most`, that pad batches with these longest rows by the fewest
+    tokens.
+    """
+    rounded = np.minimum(-(-np.asarray(batch_lengths) // MULTIPLE) * MULTIPLE, limit)
+    sizes, counts = np.unique(rounded, return_counts=True)
+    n = len(sizes)
+    total = np.concatenate([[0], np.cumsum(counts)])
+    # cost[k][j]: the fewest padded tokens for the j shortest sizes with k lengths, the last being
+    # sizes[j - 1].
+    cost = np.full((min(at_most, n) + 1, n + 1), np.inf)
+    cost[0, 0] = 0
+    cut = np.zeros(cost.shape, int)
+    for k in range(1, len(cost)):
+        for j in range(1, n + 1):
+            options = cost[k - 1, :j] + sizes[j - 1] * (total[j] - total[:j])
+            cut[k, j] = options.argmin()
+            cost[k, j] = options.min()
+    chosen, j = [], n
+    for k in range(int(cost[:, n].argmin()), 0, -1):
+        chosen.append(int(sizes[j - 1]))
+        j = cut[k, j]
+    return tuple(reversed(chosen))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The batches of a run.
+
+    `packing` is "batch": the `batch_size` examples of a batch share rows about as wide as the
+    longest of all examples, and every batch gets a like share of long and short ones; "rows":
+    `batch_size` rows of `max_length`, each as full as examples make it; "none": a row an example,
+    in batches of like length, padded to one of few widths.
+    """
+
+    lengths: np.ndarray
+    """Tokens of each example, int [N]."""
+    batch_size: int
+    max_length: int
+    seed: int | None
+    """None: every example once, for evaluation."""
+    packing: Packing = "batch"
+    epochs: int = 1
+    """How many the run has at most: all batches get the same number of rows."""
+    row_unit: int = 1
+    """Rows come in multiples of this, so that devices and micro-batches can share them."""
+    widths_at_most: int = LENGTHS
+    floor: tuple[int, int, int] = (0, 0, 0)
+    """The least rows, examples a row and width, so that splits can share a program."""
+
+    @cached_property
+    def batches_per_epoch(self) -> int:
+        items = len(self._rows) if self.packing == "rows" else len(self.lengths)
+        return ceil(items / self.batch_size)
+
+    def __getitem__(self, k: int) -> tuple[np.ndarray, int]:
+        """(example numbers int32 [R, M] with -1 for none, width of the rows)."""
+        members_NRM = _epoch(self, k // self.batches_per_epoch)
+        members = members_NRM[k % self.batches_per_epoch]
+        rows, slots = self.shape
+        padded = np.full((rows, slots), -1, np.int32)
+        padded[: members.shape[0], : members.shape[1]] = members
+        if len(self.widths) == 1:
+            return padded, self.widths[0]
+        longest = int(self.lengths[members[members >= 0]].max())
+        return padded, next(width for width in self.widths if width >= longest)
+
+    def examples(self, k: int) -> int:
+        """Examples of batch k."""
+        return int((self[k][0] >= 0).sum())
+
+    def tokens(self, k: int) -> int:
+        """Real tokens of batch k, over all processes."""
+        members, _ = self[k]
+        return int(self.lengths[members[members >= 0]].sum())
+
+    def widths_of(self, start: int, end: int) -> tuple[int, ...]:
+        """The widths that batches `start` to `end` use, narrowest first."""
+        used: set[int] = set()
+        for k in range(start, end):
+            used.add(self[k][1])
+            if len(used) == len(self.widths):
+                break
+        return tuple(sorted(used))
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(rows, examples a row) of every batch."""
+        if self.packing == "none":
+            rows, slots = self.batch_size, 1
+        elif self.packing == "rows":
+            rows, slots = self.batch_size, self._rows.shape[1]
+        else:
+            shapes = [_epoch(self, epoch).shape[1:] for epoch in range(self.epochs)]
+            rows, slots = np.max(shapes, axis=0).tolist()
+        rows, slots = max(rows, self.floor[0]), max(slots, self.floor[1])
+        return ceil(rows / self.row_unit) * self.row_unit, slots
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of rows, narrowest first; the same for every epoch."""
+        everything = -(-int(self.lengths.max()) // MULTIPLE) * MULTIPLE
+        limit = min(self.max_length, everything)
+        if self.packing == "rows":
+            return (self.max_length,)
+        if self.packing == "batch":
+            return (max(self._cheapest(limit), self.floor[2]),)
+        members = _epoch(self, 0)[:, :, 0]
+        longest = self.lengths[members].max(axis=1)  # a filler (-1) repeats the last example
+        return padded_lengths([*longest, limit], self.widths_at_most, limit)
+
+    def _cheapest(self, longest: int) -> int:
+        """The width, not much more than the longest example, whose rows cost the least to
+        compute.
+        """
+        batches = _balanced(self.lengths, self.batch_size, _random(self, 0))[:SAMPLE]
+        lengths_NE = np.where(batches >= 0, self.lengths[batches], 0)
+
+        def cost(width: int) -> float:
+            rows = first_fit(lengths_NE, width).shape[1]
+            return rows * width * (1 + width / ATTENTION)
+
+        return min(range(longest, longest + 9 * MULTIPLE, MULTIPLE), key=cost)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Of "rows": all rows, int32 [all rows, M]; epochs differ in their order."""
+        return pack_all(self.lengths, self.max_length, self.seed or 0)
+
+
+@lru_cache(maxsize=8)
+def _epoch(plan: Plan, epoch: int) -> np.ndarray:
+    """Example numbers [batches, R, M] of one pass over the data."""
+    size = plan.batch_size
+    random = _random(plan, epoch)
+    if plan.packing == "rows":
+        order = (
+            np.arange(len(plan._rows)) if plan.seed is None else random.permutation(len(plan._rows))
+        )
+        numbers = _cut(order, size)
+        return np.where(numbers[..., None] >= 0, plan._rows[numbers], -1)
+    if plan.packing == "none":
+        return _grouped(plan, random)[..., None]
+    batches = _balanced(plan.lengths, size, random)
+    lengths_NE = np.where(batches >= 0, plan.lengths[batches], 0)
+    packed_NRM = first_fit(lengths_NE, plan.widths[0])
+    numbers = batches[np.arange(len(batches))[:, None, None], packed_NRM]
+    return np.where(packed_NRM >= 0, numbers, -1).astype(np.int32)
+
+
+def _random(plan: Plan, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([plan.seed or 0, epoch])
+
+
+def _grouped(plan: Plan, random: np.random.Generator) -> np.ndarray:
+    """Batches [N, batch_size] of examples of like length, as transformers' length grouping makes
+    them; in order of length for evaluation.
+    """
+    lengths, size = plan.lengths, plan.batch_size
+    if plan.seed is None:
+        return _cut(np.argsort(lengths, kind="stable"), size)
+    order = random.permutation(len(lengths))
+    groups = [order[i : i + GROUP * size] for i in range(0, len(order), GROUP * size)]
+    order = np.concatenate([g[np.argsort(lengths[g], kind="stable")] for g in groups])
+    return random.permutation(_cut(order, size))
+
+
+def _balanced(lengths: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+    """Random batches [N, size] that all have about as many tokens: of a group's examples, sorted by
+    length, each batch draws one from every stretch.
+    """
+    order = random.permutation(len(lengths))
+    whole = len(order) // size * size
+    batches = []
+    for start in range(0, whole, GROUP * size):
+        group = order[start : min(start + GROUP * size, whole)]
+        stretches = group[np.argsort(lengths[group], kind="stable")].reshape(size, -1)
+        batches.append(random.permuted(stretches, axis=1).T)
+    if whole < len(order):
+        batches.append(_cut(order[whole:], size))
+    return random.permutation(np.concatenate(batches))
+
+
+def _cut(order: np.ndarray, size: int) -> np.ndarray:
+    fillers = np.full(-len(order) % size, -1, order.dtype)
+    return np.concatenate([order, fillers]).reshape(-1, size)
