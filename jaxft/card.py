@@ -11,7 +11,7 @@ def model_card(trained: Trained) -> str:
     front = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: text-classification",
+        f"pipeline_tag: {experiment.module.PIPELINE}",
         "tags: [jaxft]",
     ]
     front += [f"base_model: {base}"] if base and not base.startswith(("/", ".", "~")) else []
@@ -57,7 +57,7 @@ def model_card(trained: Trained) -> str:
             "```python",
             "from transformers import pipeline",
             "",
-            'classify = pipeline("text-classification", model="THIS_FOLDER")',
+            f'run = pipeline("{experiment.module.PIPELINE}", model="THIS_FOLDER")',
             "```",
             "",
         ]

@@ -28,10 +28,9 @@ def main(argv: list[str]) -> None:
         source = given.data or data.test or data.validation
         if source is None:
             raise UserError("The run has no test or validation file; name one with --data=FILE.")
-        module = experiment.module
         split = "test" if data.test else "validation"
-        rows = read_rows(source, data, module.COLUMNS, module.TEXTS, say, split=split)
-        splits = tokenise_splits(experiment, {"data": rows})
+        rows = read_rows(experiment.module, source, data, say, split=split)
+        splits = tokenise_splits(experiment, {"data": rows}, say)
         scores, _ = Scorer(experiment, splits).scores(trained.params, "data")
         result = {"step": trained.step, "data": source, "rows": len(splits["data"]), **scores}
         print(files.dumps(result))

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
-from jaxft.config import Config, Model, from_dict
+from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
 from jaxft.errors import UserError
 from jaxft.hardware import choose_attention, choose_dtype
@@ -31,7 +31,7 @@ from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 
 Say = Callable[[str], None]
-LOWER_IS_BETTER = ("loss", "mse", "mae")
+LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Experiment:
         output = self.module.OUTPUT
         return {
             **kept,
-            **self.task.config(),
+            **self.task.config(self.tokenizer),
             "architectures": [self.drawn.module.ARCHITECTURES[output]],
         }
 
@@ -148,12 +148,16 @@ class Experiment:
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
 
+    @property
+    def rolled(self) -> Blueprint:
+        """The model with its layers in a scan, which compiles faster than layer by layer; a forward
+        pass gains little from the latter.
+        """
+        return self.drawn.redraw(replace(self.drawn.compute, unroll_layers=False))
+
     def eval_step(self) -> jax.stages.Wrapped:
         """`step.eval_step` of this experiment, jitted; every process gets all predictions."""
-        # The scan compiles faster than layer by layer, and a forward pass gains little from the
-        # latter.
-        rolled = self.drawn.redraw(replace(self.drawn.compute, unroll_layers=False))
-        step = partial(eval_step, task=self.task, merge=rolled.merge)
+        step = partial(eval_step, task=self.task, merge=self.rolled.merge)
         return jax.jit(step, out_shardings=self.replicated)
 
 
@@ -169,14 +173,13 @@ def assemble(
     mesh = make_mesh(vars(config.mesh))
     source = open_source(config.model, say)
     models.family(source.config)
-    rows = read_splits(config.data, module.COLUMNS, module.TEXTS, config.seed, say)
-    train_rows = rows["train"]
-    labels = train_rows.dataset[module.LABEL][:]
-    task = module.Task.from_data(config.task, labels, source.labels, train_rows.source)
+    rows = read_splits(module, config.data, config.seed, say)
+    task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
-    drawn = _draw(config.model, source.config, module, task, say)
+    drawn = _draw(config, source.config, module, task, say)
     _check_head(source, drawn, task, config.model.new_head)
-    experiment = Experiment(config, module, task, drawn, source.tokenizer, mesh)
+    tokenizer = task.prepare(source.tokenizer)
+    experiment = Experiment(config, module, task, drawn, tokenizer, mesh)
     matched = drawn.match(source.checkpoint, config.model.new_head) if source.checkpoint else None
     _say_match(matched, say)
     _check_lengths(experiment)
@@ -193,7 +196,7 @@ def assemble(
         batch_size=train.batch_size,
         micro_batches=train.gradient_accumulation_steps,
     )
-    return experiment, tokenise_splits(experiment, rows), matched
+    return experiment, tokenise_splits(experiment, rows, say), matched
 
 
 def reopen(
@@ -206,20 +209,23 @@ def reopen(
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
-    drawn = _draw(config.model, hf_config, module, restored, say)
+    drawn = _draw(config, hf_config, module, restored, say)
     mesh = make_mesh({"data": -1})
     return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
 
-def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows]) -> dict[str, Split]:
+def tokenise_splits(
+    experiment: Experiment, rows: Mapping[str, Rows], say: Say
+) -> dict[str, Split]:
     """Each split as the model sees it."""
     data, task, tokenizer = experiment.config.data, experiment.task, experiment.tokenizer
-    return {name: tokenise(part, task, tokenizer, data) for name, part in rows.items()}
+    return {name: tokenise(part, task, tokenizer, data, say) for name, part in rows.items()}
 
 
 def _draw(
-    model: Model, hf_config: Mapping[str, Any], module: ModuleType, task: Any, say: Say
+    config: Config, hf_config: Mapping[str, Any], module: ModuleType, task: Any, say: Say
 ) -> Blueprint:
+    model = config.model
     rates = ("dropout", "attention_dropout", "classifier_dropout")
     dtype = choose_dtype(model.dtype, jax.devices()[0])
     compute = Compute(
@@ -234,7 +240,13 @@ def _draw(
         compute=compute,
         dropouts={name: rate for name in rates if (rate := getattr(model, name)) is not None},
     )
-    attention = choose_attention(model.attention, dtype, drawn.attention_dropout, jax.devices()[0])
+    attention = choose_attention(
+        model.attention,
+        dtype,
+        drawn.attention_dropout,
+        jax.devices()[0],
+        packed=config.data.packing != "none",
+    )
     say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")
     return drawn.redraw(replace(compute, attention=attention))
 

@@ -2,6 +2,7 @@
 it says done.
 """
 
+import json
 import shutil
 import sys
 from functools import partial
@@ -80,6 +81,8 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
     models.write_folder(
         folder, experiment.hf_config, params, weights, output=experiment.drawn.output, dtype=dtype
     )
+    for name, content in experiment.task.files(experiment.tokenizer).items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     (folder / "README.md").write_text(model_card(trained))
 
 
@@ -116,20 +119,21 @@ def logit_difference(trained: Trained, folder: Path) -> float:
     the largest one.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
     from transformers.utils import logging
 
     experiment = trained.experiment
     ids = experiment.tokenizer("jaxft compares these logits.")["input_ids"]
     logging.disable_progress_bar()
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    auto = getattr(transformers, experiment.module.AUTO_MODEL)
+    model = auto.from_pretrained(folder).eval()
     with torch.no_grad():
         theirs = model(input_ids=torch.tensor([ids])).logits.numpy()
     row = np.asarray([ids], np.int32)
     tokens = Tokens(row, np.ones_like(row), np.arange(row.shape[1], dtype=np.int32)[None], 0 * row)
     local = unflatten({path: jnp.asarray(np.asarray(a)) for path, a in flatten(trained.params)})
     merged: Any = experiment.drawn.merge(local)
-    ours = jax.jit(lambda t: merged.classify(merged(t), t)[:, 0])(tokens)
+    ours = jax.jit(lambda t: experiment.task.logits(merged, t))(tokens)
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 

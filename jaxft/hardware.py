@@ -34,9 +34,11 @@ def choose_dtype(wanted: str, device: jax.Device) -> Any:
     return "float32"
 
 
-def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device) -> Any:
+def choose_attention(
+    wanted: str, dtype: str, dropout: float, device: jax.Device, *, packed: bool
+) -> Any:
     """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or
-    refused.
+    refused. `packed`: whether examples share rows.
     """
     obstacles = []
     if device.platform != "gpu":
@@ -45,6 +47,8 @@ def choose_attention(wanted: str, dtype: str, dropout: float, device: jax.Device
         obstacles.append(f"{dtype} computation")
     if dropout:
         obstacles.append(f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)")
+    if packed:
+        obstacles.append("examples that share rows (data.packing=none keeps them apart)")
     if wanted == "auto":
         return "xla" if obstacles else "cudnn"
     if wanted == "cudnn" and obstacles:

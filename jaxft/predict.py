@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from jaxft import files, flags
 from jaxft.data.cache import cache_key, content_hash
 from jaxft.data.echo import read_raw
 from jaxft.data.features import Rows, tokenise
-from jaxft.data.sources import read
-from jaxft.scoring import Scorer
+from jaxft.generate import Generator
+from jaxft.scoring import Outputs, Scorer
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -42,6 +43,29 @@ def main(argv: list[str]) -> None:
             sys.stdout.writelines(lines)
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What a task answers rows with."""
+
+    trained: Trained
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.trained.experiment.tokenizer
+
+    def outputs(self, rows: Rows) -> Outputs:
+        """What `task.predict` gives per row."""
+        experiment = self.trained.experiment
+        split = tokenise(rows, experiment.task, self.tokenizer, experiment.config.data)
+        return Scorer(experiment, {"input": split})(self.trained.params, "input")
+
+    @property
+    def generate(self) -> Generator:
+        experiment = self.trained.experiment
+        merge = experiment.rolled.merge
+        return Generator(merge, self.trained.params, experiment.rows, experiment.row_shards)
+
+
 def predict(trained: Trained, source: str) -> list[dict[str, Any]]:
     """Every row of `source` with what the model says of it; a row without text gets None.
 
@@ -49,25 +73,21 @@ def predict(trained: Trained, source: str) -> list[dict[str, Any]]:
         UserError: the source cannot be read or lacks the text columns.
     """
     experiment = trained.experiment
-    data, task, module = experiment.config.data, experiment.task, experiment.module
-    options: dict[str, Any] = {"delimiter": data.delimiter, "quoting": data.quoting}
-    options |= {"encoding": data.encoding, "header": data.header}
-    wanted = {name: getattr(data, module.COLUMNS[name]) for name in module.TEXTS}
-    asked = read(source, wanted, **options)
-    echoed = read_raw(source, **options) or [
-        {name: row[name] for name in asked.column_names if name != "line"} for row in asked
-    ]
+    module, data = experiment.module, experiment.config.data
+    options = module.reading(data, answers=False)
+    asked = module.read(source, split="test", **options)
+    raw = {name: getattr(data, name) for name in ("delimiter", "quoting", "encoding", "header")}
     texts = [name for name in module.TEXTS if name in asked.column_names]
+    echoed = read_raw(source, **raw) or [{name: row[name] for name in texts} for row in asked]
     filled = np.array([all((row[name] or "").strip() for name in texts) for row in asked])
-    answers: list[dict[str, Any]] = [{"prediction": None} for _ in echoed]
+    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in echoed]
     if filled.any():
         places = np.flatnonzero(filled)
-        digest = cache_key(content=content_hash(source), columns=wanted, predict=True, **options)
+        digest = cache_key(content=content_hash(source), predict=True, **options)
         rows = Rows(source, asked.select(places), digest)
-        split = tokenise(rows, task, experiment.tokenizer, data)
-        outputs = Scorer(experiment, {"input": split})(trained.params, "input")
-        for place, logits in zip(places, outputs["logits_NC"], strict=True):
-            answers[place] = task.decode(logits)
+        said = experiment.task.respond(rows, Tools(trained))
+        for place, answer in zip(places, said, strict=True):
+            answers[place] = answer
     return [{**row, **answer} for row, answer in zip(echoed, answers, strict=True)]
 
 

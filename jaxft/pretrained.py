@@ -264,13 +264,13 @@ def to_tensors(
     params: Mapping[Path, Any], weights: Mapping[Path, Weight], *, prefix: str, dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors under their checkpoint names, one at a time; those of the base behind `prefix`."""
-    fused: dict[str, list[Path]] = {}
+    fused: dict[tuple[str, ...], list[Path]] = {}
     for path, weight in weights.items():
-        fused.setdefault(weight.hf, []).append(path)
-    for paths in fused.values():
+        fused.setdefault(weight.hf_names, []).append(path)
+    for names, paths in fused.items():
         paths.sort(key=lambda path: weights[path].part or (0, 1))
         weight = weights[paths[0]]
-        for i, name in enumerate(weight.hf_names):
+        for i, name in enumerate(names):
             parts = [np.asarray(params[p][i] if weight.stacked else params[p]) for p in paths]
             tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
             tensor = tensor.T if weight.transposed else tensor

@@ -41,9 +41,11 @@ class Scorer:
             )
             for name, split in splits.items()
         }
-        # Splits of one shape share their programs.
-        floor = np.max([(*plan.shape, plan.widths[-1]) for plan in plans.values()], axis=0)
-        self._plans = {name: replace(plan, floor=tuple(floor)) for name, plan in plans.items()}
+        # Splits of one shape share their programs; the width decides how many rows there are.
+        width = max(plan.widths[-1] for plan in plans.values())
+        wide = {name: replace(plan, floor=(0, 0, width)) for name, plan in plans.items()}
+        rows, slots = np.max([plan.shape for plan in wide.values()], axis=0).tolist()
+        self._plans = {n: replace(plan, floor=(rows, slots, width)) for n, plan in wide.items()}
 
     def compile(self, params: Any) -> None:
         """Compiles the programs that the splits need; `params` may be abstract."""

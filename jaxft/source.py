@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxft import hub, pretrained
 from jaxft.config import Model
+from jaxft.data.templates import TEMPLATES
 from jaxft.errors import UserError
 
 
@@ -48,13 +49,38 @@ def open_source(model: Model, say: Callable[[str], None]) -> Source:
             config, folder = dict(model.config or {}), None
             if "model_type" not in config:
                 raise UserError("model.config has no model_type, such as 'bert'.")
-            say(f"Model: a {config['model_type']} from scratch")
+            say(
+                f"Model: a {config['model_type']} from scratch, its weights drawn at random: a run "
+                "to see that everything works. For a real one give "
+                "--config.model.pretrained=FOLDER_OR_HUB_ID"
+            )
     if named is not None:
         folder, found = hub.locate(named)
         say(f"Tokenizer: {found}")
     if folder is None:
-        raise UserError("model.config as a dict needs model.tokenizer (a folder or hub id).")
+        say("Tokenizer: bytes (model.tokenizer names another one)")
+        tokenizer = byte_tokenizer()
+        return Source({"vocab_size": len(tokenizer), **config}, tokenizer, checkpoint)
     return Source(config, load_tokenizer(folder), checkpoint)
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer without training: a token per byte, and the tokens of a chat."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    plain = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        pad_token=special[0],
+        eos_token=special[1],
+        extra_special_tokens={"start": special[2], "end": special[3]},
+        chat_template=TEMPLATES["chatml"],
+    )
 
 
 def load_tokenizer(folder: FilePath) -> Any:

@@ -42,7 +42,8 @@ def inspect(
             split.rows.dataset[name][:] for name in texts if name in split.rows.dataset.column_names
         ]
         joined = [" | ".join(parts) for parts in zip(*columns, strict=True)]
-        labels = [task.readable(target) for target in split.targets]
+        targets = split.targets
+        labels = None if targets is None else [task.readable(target) for target in targets]
         return inspection.Split(joined, labels, split.features["full_length"][:])
 
     found = inspection.inspect(
@@ -61,6 +62,7 @@ def inspect(
     )
     if jax.process_index() == 0:
         inspection.render(found, sentences)
+        inspection.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
 
 
@@ -137,7 +139,7 @@ def write(
     split, outputs = splits[name], found[name][1]
     texts = [t for t in experiment.module.TEXTS if t in split.rows.dataset.column_names]
     mistakes = [
-        {**mistake, **{text: split.rows.dataset[mistake["row"]][text] for text in texts}}
+        {**mistake, **{text: split.row(mistake["row"])[text] for text in texts}}
         for mistake in task.worst(outputs, split.targets)[:WORST]
     ]
     html.write_report(
@@ -180,12 +182,14 @@ def dump_batch(workdir: Workdir, source: BatchSource, split: Split, error: NonFi
     """Writes the batch of a refused update, arrays and rows, and returns its folder."""
     folder = workdir.file(f"bad_batch/step-{error.step}")
     batch = source[error.step - 1]
-    arrays = {**batch.tokens._asdict(), "targets": batch.targets, "weights_BM": batch.weights_BM}
+    named = jax.tree_util.tree_leaves_with_path({"targets": batch.targets})
+    targets = {"_".join(str(part.key) for part in path): leaf for path, leaf in named}
+    arrays = {**batch.tokens._asdict(), **targets, "weights_BM": batch.weights_BM}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays, rows_BM=batch.rows_BM)
     files.write_file(files.join(folder, "batch.npz"), buffer.getvalue())
     lines = [
-        json.dumps(split.rows.dataset[int(row)], ensure_ascii=False)
+        json.dumps(split.row(int(row)), ensure_ascii=False)
         for row in batch.rows_BM.ravel()
         if row >= 0
     ]

@@ -115,7 +115,8 @@ def tiny_bert_folder(tmp_path_factory, tiny_tokenizer) -> Path:
     drawn = Blueprint.draw(TINY_BERT)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = drawn.initialise(set(drawn.weights), dict.fromkeys(drawn.weights, device), seed=1)
-    write_folder(folder, TINY_BERT, {k: np.asarray(v) for k, v in params.items()}, drawn.weights)
+    arrays = {path: np.asarray(value) for path, value in params.items()}
+    write_folder(folder, TINY_BERT, arrays, drawn.weights, output=None)
     tiny_tokenizer.save_pretrained(folder)
     json.loads((folder / "config.json").read_text())
     return folder

@@ -139,7 +139,7 @@ class Pair:
         """A random projection of the logits and of every hidden state of a real token."""
         model = self.drawn.merge(params)
         hidden = model.hidden_states(tokens, key=key)
-        logits_BC = model.classify(hidden[-1], tokens, key=key)
+        logits_BC = model.classify(hidden[-1], tokens, key=key)[:, 0]
         real_BL1 = tokens.segments_BL[..., None] != 0
         hidden = [jnp.where(real_BL1, x, 0) for x in hidden]
         parts = [logits_BC, *hidden]
@@ -159,7 +159,7 @@ class Pair:
     def named(self, tree: Tree) -> dict[str, np.ndarray]:
         """A tree like the parameters' under the checkpoint's names."""
         flat = {path: np.asarray(leaf) for path, leaf in flatten(tree)}
-        prefix = self.drawn.module.PREFIX
+        prefix = f"{self.drawn.module.PREFIX}."
         return dict(pretrained.to_tensors(flat, self.drawn.weights, prefix=prefix, dtype="float32"))
 
     def expected(self, tokens: Tokens, grads: bool = True) -> Outputs:

@@ -1,6 +1,4 @@
-"""Tiny runs of the verbs, in this process and in others: one batch shape, so that little is
-compiled.
-"""
+"""Tiny runs of the verbs, in this process and in others."""
 
 import contextlib
 import csv
@@ -48,7 +46,7 @@ FIXED = {
 
 
 def sentence(draw: random.Random, *words: str) -> str:
-    """9 to 13 words, so that every batch is padded to 16 tokens."""
+    """9 to 13 words, LENGTH tokens at most."""
     text = [*words, *(draw.choice(WORDS) for _ in range(draw.randint(9, 13) - len(words)))]
     draw.shuffle(text)
     return " ".join(text)
@@ -168,16 +166,16 @@ def metrics(workdir: Path | str) -> list[dict[str, Any]]:
 
 
 def outputs(
-    trained: Trained, path: str, *, batch_size: int, devices: int
+    trained: Trained, path: str, *, batch_size: int, devices: int, packing: str = "batch"
 ) -> tuple[dict[str, np.ndarray], Any]:
     """What the scorer gives for a file on a mesh of so many devices, and the split."""
     mesh = make_mesh({"data": devices}, jax.devices()[:devices])
     train = replace(trained.experiment.config.train, eval_batch_size=batch_size)
-    config = replace(trained.experiment.config, train=train)
+    data = replace(trained.experiment.config.data, packing=packing)
+    config = replace(trained.experiment.config, train=train, data=data)
     experiment = replace(trained.experiment, mesh=mesh, config=config)
-    module, data = experiment.module, experiment.config.data
-    rows = read_rows(path, data, module.COLUMNS, module.TEXTS, lambda text: None)
-    splits = tokenise_splits(experiment, {"data": rows})
+    rows = read_rows(experiment.module, path, data, lambda text: None)
+    splits = tokenise_splits(experiment, {"data": rows}, lambda text: None)
     host = jax.tree.map(np.asarray, trained.params)
     return Scorer(experiment, splits)(host, "data"), splits["data"]
 

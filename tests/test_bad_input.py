@@ -153,6 +153,10 @@ CONFIG = {
         {"model.attention": "cudnn"},
         "model.attention='cudnn' is impossible with a cpu device",
     ),
+    "a kernel that cannot tell the examples of a row apart": (
+        {"model.attention": "cudnn"},
+        "examples that share rows (data.packing=none keeps them apart)",
+    ),
     "a batch that the mesh cannot split": (
         {"train.batch_size": 12},
         "train.batch_size=12 cannot be split over",

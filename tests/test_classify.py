@@ -15,7 +15,8 @@ import pytest
 import runs
 
 from jaxft import tasks
-from jaxft.data.batches import BatchSource, Plan, put, rows_here
+from jaxft.data.batches import BatchSource, put, rows_here
+from jaxft.data.plan import Plan
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch, Tokens
 from jaxft.scoring import Scorer
@@ -34,7 +35,7 @@ draw = np.random.default_rng(0)
 LOGITS = (3 * draw.normal(size=(7, 3))).astype(np.float32)
 CLASSES = np.array([0, 2, 1, 1, 0, 2, 2], np.int32)
 SEVERAL = draw.integers(0, 2, (7, 3)).astype(np.float32)
-REAL = np.array([1, 1, 1, 1, 1, 0, 0], np.float32)  # the last two rows are fillers
+REAL = np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)  # in the last three places is no example
 CLASS_WEIGHTS = (0.5, 2.0, 1.5)
 
 
@@ -47,17 +48,22 @@ class Oracle:
     def __call__(self, *parts: Any, **options: Any) -> None:
         return None
 
-    def classify(self, *parts: Any, **options: Any) -> jax.Array:
+    def classify(self, *parts: Any, examples: int, **options: Any) -> jax.Array:
+        assert examples == 2
         return self.logits
 
 
 def loss(task: Task, logits: np.ndarray, targets: np.ndarray) -> float:
-    """Sum over weight of a batch whose last two rows are fillers, as `step.train_step` divides
-    them.
+    """Sum over weight, as `step.train_step` divides them, of four rows of two places; in the last
+    three is no example.
     """
-    tokens = Tokens(*(np.zeros((7, 4), np.int32),) * 4)
-    batch = Batch(tokens, jnp.asarray(targets), jnp.asarray(REAL), np.arange(7))
-    total, weight = task.loss(Oracle(logits), batch, None)
+
+    def in_rows(values: np.ndarray) -> jax.Array:
+        return jnp.asarray(np.resize(values, (8, *values.shape[1:])).reshape(4, 2, *values.shape[1:]))
+
+    tokens = Tokens(*(np.zeros((4, 4), np.int32),) * 4)
+    batch = Batch(tokens, in_rows(targets), in_rows(REAL), in_rows(np.arange(8)))
+    total, weight = task.loss(Oracle(in_rows(logits)), batch, None)
     return float(total / weight)
 
 
@@ -166,7 +172,7 @@ def test_answers_are_decoded_as_people_write_them():
 
 def outputs(logits: np.ndarray) -> dict[str, np.ndarray]:
     n = len(logits)
-    return {"logits_BC": logits, "losses_B": np.arange(n, dtype=float), "weights_B": np.ones(n)}
+    return {"logits_NC": logits, "losses_N": np.arange(n, dtype=float), "weights_N": np.ones(n)}
 
 
 def test_scores_begin_with_the_loss_and_the_metric_that_decides():
@@ -205,8 +211,8 @@ def fit(keys: dict[str, Any], updates: int = 60) -> tuple[dict[str, float], Scor
     experiment = replace(experiment, mesh=mesh)
     optimizer = experiment.optimizer(updates)
     state = experiment.initial_state(optimizer, matched)
-    plan = Plan(splits["train"].lengths, runs.BATCH, runs.LENGTH, seed=0)
-    mine = rows_here(runs.BATCH, experiment.rows)
+    plan = Plan(splits["train"].lengths, runs.BATCH, runs.LENGTH, seed=0, epochs=updates)
+    mine = rows_here(plan.shape[0], experiment.rows)
     source = BatchSource(plan, splits["train"].features, experiment.task.collate, updates, mine)
     with jax.set_mesh(mesh):
         traced = experiment.train_step(optimizer).lower(

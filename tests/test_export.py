@@ -65,7 +65,7 @@ def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, open
     with torch.no_grad():
         theirs = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.numpy()
     path = str(runs.table(tmp_path / "in.csv", [(text, "good") for text in texts]))
-    ours = runs.outputs(opened, path, batch_size=8, devices=1)[0]["logits_BC"]
+    ours = runs.outputs(opened, path, batch_size=8, devices=1)[0]["logits_NC"]
     np.testing.assert_allclose(theirs, ours, rtol=SAME_LOGITS, atol=SAME_LOGITS)
     card = (folder / "README.md").read_text()
     assert "library_name: transformers" in card

@@ -11,7 +11,8 @@ import pytest
 import runs
 
 from jaxft.config import Optim
-from jaxft.data.batches import BatchSource, Plan, put, rows_here
+from jaxft.data.batches import BatchSource, put, rows_here
+from jaxft.data.plan import Plan
 from jaxft.experiment import Experiment
 from jaxft.models import Blueprint
 from jaxft.nn.tokens import Batch
@@ -54,8 +55,10 @@ def train(tmp_path_factory, tiny_bert_folder):
         experiment = replace(experiment, mesh=mesh)
         optimizer = experiment.optimizer(UPDATES)
         state = experiment.initial_state(optimizer, matched)
-        plan = Plan(splits["train"].lengths, runs.BATCH, runs.LENGTH, seed=0)
-        mine = rows_here(runs.BATCH, experiment.rows)
+        plan = Plan(
+            splits["train"].lengths, runs.BATCH, runs.LENGTH, 0, row_unit=experiment.row_shards
+        )
+        mine = rows_here(plan.shape[0], experiment.rows)
         source = BatchSource(plan, splits["train"].features, experiment.task.collate, UPDATES, mine)
         seen = []
         with jax.set_mesh(mesh):

@@ -23,7 +23,7 @@ from jaxft.workdir import Workdir
 
 STEPS = 50
 ROWS, BATCH = 90, 32
-"""Three updates an epoch, the last with 26 rows and 6 fillers."""
+"""Three updates an epoch, one of them of 26 examples."""
 LEARNING_RATE = 2e-3
 ONE_DEVICE = {"data": 1}
 
@@ -144,7 +144,7 @@ def by_hf_trainer(run: Run, folder: Path, accumulation: int) -> dict[str, np.nda
         TrainingArguments,
     )
 
-    rows = [[int(row) for row in run.plan[k][0] if row >= 0] for k in range(STEPS)]
+    rows = [[int(row) for row in run.plan[k][0].ravel() if row >= 0] for k in range(STEPS)]
     micro_batches = [batch[i::accumulation] for batch in rows for i in range(accumulation)]
 
     class InOrder(Trainer):
@@ -193,13 +193,19 @@ def by_hf_trainer(run: Run, folder: Path, accumulation: int) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize(
-    ("schedule", "accumulation", "mesh"),
-    [("linear", 1, ONE_DEVICE), ("cosine", 4, {"data": 2, "fsdp": 4})],
+    ("packing", "schedule", "accumulation", "mesh"),
+    [
+        ("none", "linear", 1, ONE_DEVICE),
+        ("batch", "linear", 1, ONE_DEVICE),
+        ("batch", "cosine", 4, {"data": 2, "fsdp": 4}),
+    ],
 )
 def test_losses_equal_hf_trainers_step_by_step(
-    recipe, train, tmp_path, schedule, accumulation, mesh
+    recipe, train, tmp_path, packing, schedule, accumulation, mesh
 ):
+    """HF gives each example a row of its own."""
     changes = {
+        "data": {"packing": packing},
         "optim": {"lr_scheduler_type": schedule},
         "train": {"gradient_accumulation_steps": accumulation},
     }
@@ -211,11 +217,12 @@ def test_losses_equal_hf_trainers_step_by_step(
     assert ours.losses[-3:].mean() < 0.5 * ours.losses[:3].mean()
 
 
-def test_pitfall_01_accumulation_equals_one_big_batch(recipe, train):
+@pytest.mark.parametrize("packing", ["batch", "none"])
+def test_pitfall_01_accumulation_equals_one_big_batch(recipe, train, packing):
     # A filler weighs 0 and a class its own weight: no two micro-batches weigh the same.
-    balanced = {"task": {"class_weights": "balanced"}}
+    balanced = {"task": {"class_weights": "balanced"}, "data": {"packing": packing}}
     plan = begin(recipe, ONE_DEVICE, **balanced)[0].plan
-    partial = [k for k in range(STEPS) if (plan[k][0] < 0).any()]
+    partial = [k for k in range(STEPS) if plan.examples(k) < BATCH]
     assert len(partial) > STEPS // 4
     assert len(set(plan.lengths)) > 4
     parts = train(**balanced, train={"gradient_accumulation_steps": 4})
@@ -234,8 +241,13 @@ def test_pitfall_02_plan_and_schedule_do_not_depend_on_devices_or_accumulation(r
     eight, _ = begin(recipe, {"data": 8}, train=split)
     assert one.schedule.total == 2 * -(-ROWS // BATCH)
     assert eight.schedule == one.schedule
+    rows, _ = one.plan.shape
+    assert eight.plan.shape[0] % (8 * 4) == 0
     for k in range(one.schedule.total):
-        np.testing.assert_array_equal(eight.plan[k][0], one.plan[k][0])
+        (shared_RM, width), (own_RM, same) = eight.plan[k], one.plan[k]
+        np.testing.assert_array_equal(shared_RM[:rows], own_RM)
+        assert (shared_RM[rows:] == -1).all(), "devices only get empty rows"
+        assert width == same
 
 
 def gap(ours: np.ndarray, theirs: np.ndarray) -> float:

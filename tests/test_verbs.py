@@ -122,21 +122,24 @@ def opened(finished):
         yield trained
 
 
+@pytest.mark.parametrize("packing", ["batch", "none"])
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (5, 1), (8, 8), (24, 2)])
 def test_scores_equal_scikit_learns_on_the_whole_set_however_it_is_cut(
-    opened, tmp_path, batch_size, devices
+    opened, tmp_path, batch_size, devices, packing
 ):
     mixed = [
         (" ".join(text.split()[: 3 + i % 9]), label)
         for i, (text, label) in enumerate(runs.rows(29, seed=7))
     ]
     path = str(runs.table(tmp_path / "mixed.csv", mixed))
-    found, split = runs.outputs(opened, path, batch_size=batch_size, devices=devices)
-    assert found["logits_BC"].shape == (29, 2), "padding is gone"
+    found, split = runs.outputs(
+        opened, path, batch_size=batch_size, devices=devices, packing=packing
+    )
+    assert found["logits_NC"].shape == (29, 2), "padding is gone"
 
     logits = logits_of(opened, [text for text, _ in mixed])
     np.testing.assert_allclose(
-        found["logits_BC"], logits, atol=SAME_LOGITS, err_msg="rows in their order"
+        found["logits_NC"], logits, atol=SAME_LOGITS, err_msg="rows in their order"
     )
     truth = np.array([("bad", "good").index(label) for _, label in mixed])
     scores = opened.experiment.task.scores(found, split.targets)
@@ -158,7 +161,7 @@ def logits_of(trained: Trained, texts: Sequence[str]) -> np.ndarray:
     drawn = trained.experiment.drawn
     model = BertForSequenceClassification(BertConfig(**trained.experiment.hf_config))
     tensors = pretrained.to_tensors(
-        dict(flatten(trained.params)), drawn.weights, prefix="bert", dtype="float32"
+        dict(flatten(trained.params)), drawn.weights, prefix="bert.", dtype="float32"
     )
     model.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors}, strict=True)
     encoded = trained.experiment.tokenizer(list(texts), padding=True, return_tensors="pt")

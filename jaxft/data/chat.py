@@ -51,8 +51,8 @@ def render(
 ) -> Rendered:
     """The text to learn from. A blank answer is never trained: all it teaches is to stop.
 
-    `template` names one of TEMPLATES, which then stands in for the tokenizer's own; `turns` says
-    which answers of a chat are trained; `where` (file and line) is for messages.
+    `template` names one of TEMPLATES, which goes before the tokenizer's own; `turns` says which
+    answers of a chat are trained; `where` (file and line) is for error messages.
 
     Raises:
         UserError: a tokenizer without EOS or template; a chat that the template refuses, leaves
@@ -84,7 +84,7 @@ def prompt(
             messages.pop()
         if any(turn["content"].strip() for turn in messages):
             said = _Chat(tokenizer, {**chat, "messages": messages}, template, where)
-            return Rendered(said.apply(ask=True), (), special=False)
+            return Rendered(said.whole(ask=True), (), special=False)
     elif "text" not in example and (asked := _parts(example)[0]).strip():
         return _plain(asked, (), tokenizer)
     raise UserError(f"{where}: generation without a prompt: there is nothing to answer.")
@@ -129,13 +129,16 @@ def _conversation(
     tokenizer: Any,
     template: str | None,
     assistant_only: bool,
-    turns: Literal["all", "last"],
+    turns: str,
     where: str,
 ) -> Rendered:
     said = _Chat(tokenizer, chat, template, where)
-    text = said.apply()
-    said.check_whole(text)
-    answers = said.answers()
+    text = said.whole()
+    answers = [
+        i
+        for i, turn in enumerate(said.messages)
+        if turn["role"] == "assistant" and (turn["content"].strip() or turn.get("tool_calls"))
+    ]
     if not answers:
         return Rendered(text, (), special=False)
     spans = [said.span(i, text) for i in (answers if turns == "all" else answers[-1:])]
@@ -188,21 +191,15 @@ class _Chat:
 
     def marked(self, turns: Sequence[int]) -> list[dict]:
         """The messages with marks as contents of some."""
-        return [
-            {**turn, "content": mark(i)} if i in turns else turn
-            for i, turn in enumerate(self.messages)
-        ]
+        every = enumerate(self.messages)
+        return [{**turn, "content": mark(i)} if i in turns else turn for i, turn in every]
 
-    def answers(self) -> list[int]:
-        """The turns of the assistant that say something."""
-        return [
-            i
-            for i, turn in enumerate(self.messages)
-            if turn["role"] == "assistant" and (turn["content"].strip() or turn.get("tool_calls"))
-        ]
+    def whole(self, ask: bool = False) -> str:
+        """As `apply` to all messages.
 
-    def check_whole(self, text: str) -> None:
-        """Raises: UserError where the template leaves out a turn, a tool call or the tools."""
+        Raises: UserError where the template leaves out a turn, a tool call or the tools.
+        """
+        text = self.apply(ask=ask)
         said = [i for i, turn in enumerate(self.messages) if turn["content"].strip()]
         marked = self.attempt(self.marked(said))
         for i, turn in enumerate(self.messages):
@@ -214,21 +211,21 @@ class _Chat:
                     f"{turn['role']!r}, is not in the text that it makes. Take the turn out, or "
                     f"name another template in task.chat_template ({', '.join(TEMPLATES)})."
                 )
-        if self.tools and self.apply(tools=None) == text:
+        if self.tools and self.apply(ask=ask, tools=None) == text:
             raise UserError(
                 f"{self.where}: the template drops the tools. Take them out, or name another "
                 f"template in task.chat_template ({', '.join(TEMPLATES)})."
             )
+        return text
 
     def span(self, i: int, text: str) -> tuple[int, int]:
         """Where in `text`, which is all of the chat, answer `i` stands, its end token included."""
         asked = self.attempt(self.messages[:i], ask=True) if i else None
-        last = i + 1 == len(self.messages)
-        told = text if last else self.attempt(self.messages[: i + 1])
+        told = text if i + 1 == len(self.messages) else self.attempt(self.messages[: i + 1])
         if asked is not None and told and told.startswith(asked) and text.startswith(told):
             return len(asked), len(asked) + len(told[len(asked) :].rstrip())
-        # The template writes this turn differently when others follow (or precede) it. What changes
-        # in the text with the content is the content; what ends a turn is what ends it alone.
+        # The template writes a turn in another way when others follow. What changes in the text
+        # with the content is the content; what ends the turn is what ends it as the last one.
         head, found, tail = self.apply(self.marked([i])).partition(mark(i))
         alone = self.attempt(self.marked([i])[: i + 1])
         ending = alone.partition(mark(i))[2].rstrip() if alone else ""
@@ -247,7 +244,7 @@ def _shared(one: str, other: str) -> int:
 
 def _flat(turn: dict) -> dict:
     """A turn with its tool calls as JSON in the content, one a line."""
-    calls = [call["function"] for call in turn.get("tool_calls", ())]
-    said = [json.dumps(call, ensure_ascii=False) for call in calls]
-    words = "\n".join(part for part in (turn["content"], *said) if part)
-    return {**{key: cell for key, cell in turn.items() if key != "tool_calls"}, "content": words}
+    turn = dict(turn)
+    calls = [call["function"] for call in turn.pop("tool_calls", ())]
+    said = [turn["content"], *(json.dumps(call, ensure_ascii=False) for call in calls)]
+    return {**turn, "content": "\n".join(part for part in said if part)}

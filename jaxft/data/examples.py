@@ -11,7 +11,7 @@ Cells that hold lists may be JSON, since CSV has nothing else.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
 from jaxft.errors import UserError
 
 CHATS = ("messages", "conversations", "conversation")
+PARTS = (("prompt", "completion"), ("instruction", "input", "output"))
 DOCUMENTS = (".txt", ".md")
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
@@ -134,16 +135,15 @@ def _form(
     names: Sequence[str], text_column: str | int, answers: bool, source: str
 ) -> Callable[[dict, str], Example]:
     """What makes an example of a row and its place."""
-    chosen = text_column != "text"
     if isinstance(text_column, int) and 0 <= text_column < len(names):
         text_column = names[text_column]
-    if not chosen:
+    elif text_column == "text":
         for name in CHATS:
             if name in names:
                 return lambda row, where: _chat(row, name, answers, where)
-        for first, last in ("prompt", "completion"), ("instruction", "output"):
-            if first in names and (last in names or not answers):
-                return lambda row, where: _pair(row, first, last, answers, where)
+        for parts in PARTS:
+            if parts[0] in names and (parts[-1] in names or not answers):
+                return lambda row, where: _parts(row, parts, answers, where)
     if text_column in names:
         return lambda row, where: {"text": _string(row, str(text_column), where) or ""}
     raise UserError(
@@ -162,15 +162,12 @@ def _string(row: dict, column: str, where: str) -> str | None:
     return value
 
 
-def _pair(row: dict, first: str, last: str, answers: bool, where: str) -> Example:
-    found = {name: _string(row, name, where) for name in (first, last)}
-    if found[first] is None or (found[last] is None and answers):
-        missing = first if found[first] is None else last
-        raise UserError(f"{where}: no {missing!r}. A row has {first} and {last}.")
-    answer = {} if found[last] is None else {last: found[last]}
-    if first == "prompt":
-        return {first: found[first], **answer}
-    return {first: found[first], "input": _string(row, "input", where) or "", **answer}
+def _parts(row: dict, names: Sequence[str], answers: bool, where: str) -> Example:
+    found = {name: _string(row, name, where) for name in names}
+    for name in (names[0], names[-1]) if answers else names[:1]:
+        if found[name] is None:
+            raise UserError(f"{where}: no {name!r}. A row has {names[0]} and {names[-1]}.")
+    return {name: cell or "" for name, cell in found.items() if cell is not None or name == "input"}
 
 
 def _chat(row: dict, column: str, answers: bool, where: str) -> Example:
@@ -183,7 +180,7 @@ def _chat(row: dict, column: str, answers: bool, where: str) -> Example:
     system = _string(row, "system", where)
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    if answers and all(message["role"] != "assistant" for message in messages):
+    if answers and "assistant" not in [message["role"] for message in messages]:
         raise UserError(f"{where}: no turn of the assistant, so that there is nothing to learn.")
     tools = _parsed(row.get("tools"), "tools", where) or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -210,17 +207,17 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
             f"{str(turn)[:40]!r}."
         )
     shared = "role" not in turn
-    said, value = (
-        (turn["from"], turn.get("value")) if shared else (turn["role"], turn.get("content"))
-    )
-    role = SHAREGPT.get(said, said) if shared else said
+    said, value = turn["from" if shared else "role"], turn.get("value" if shared else "content")
+    role = SHAREGPT.get(str(said), said) if shared else said
     if role not in ROLES:
         also = f" (or, in ShareGPT's form, {', '.join(SHAREGPT)})" if shared else ""
         raise UserError(f"{where}: unknown role {said!r}; roles are {', '.join(ROLES)}{also}.")
     more = {} if shared else {key: cell for key, cell in turn.items() if cell is not None}
-    if calls := list(_calls(more.get("tool_calls") or ())):
-        more["tool_calls"] = calls
-    if said == "function_call" and (call := _call(value)):
+    if calls := more.pop("tool_calls", None):
+        more["tool_calls"] = [_call(call) for call in calls]
+        if None in more["tool_calls"]:
+            raise UserError(f"{where}: a tool call has a name and arguments, found {calls}.")
+    elif said == "function_call" and (call := _call(value)):  # else it stays as it is written
         more, value = {"tool_calls": [call]}, ""
     if isinstance(value, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
@@ -237,18 +234,16 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
     return {**more, "role": role, "content": value}
 
 
-def _calls(calls: Sequence[dict]) -> Iterator[dict]:
-    """Tool calls with their arguments as an object: templates write them as JSON themselves."""
-    for call in calls:
-        yield _call(call.get("function", call)) or call
-
-
-def _call(function: Any) -> dict | None:
-    """The call that an object, or the JSON of one, stands for; None where it is none."""
+def _call(call: Any) -> dict | None:
+    """A tool call, or the JSON of one, with its arguments as an object (templates write them as
+    JSON themselves); None where it is none.
+    """
     try:
-        function = json.loads(function) if isinstance(function, str) else function
+        call = json.loads(call) if isinstance(call, str) else call
+        function = call.get("function") or call
         arguments = function["arguments"]
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    except (ValueError, TypeError, KeyError):
+        more = call if function is not call else {"type": "function"}
+        return {**more, "function": {"name": function["name"], "arguments": arguments}}
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -10,18 +10,33 @@ import numpy as np
 
 from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
-from jaxft.data.sources import read
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
 from jaxft.schema import Data
 
 
+class Reader(Protocol):
+    """What reading a split needs of a task: its module."""
+
+    TEXTS: Sequence[str]
+    """Columns that must not be empty, as far as there are."""
+
+    def reading(self, data: Data, answers: bool) -> dict[str, Any]:
+        """What `read` depends on beside the source, as JSON; `answers`: rows to learn from."""
+
+    def read(self, source: str, *, split: str, **options: Any) -> datasets.Dataset:
+        """The columns the task needs, and `line`."""
+
+
 class Featuriser(Protocol):
-    """What a split needs of a task."""
+    """What tokenising a split needs of a task."""
 
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
-    ) -> dict[str, list]: ...
+    ) -> dict[str, list]:
+        """`input_ids`, `full_length`, and more columns; `row` (which of `columns` a row is made of)
+        where they are not one to one, `dropped` (a reason, or "") where some cannot be used.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,67 +55,78 @@ class Split:
 
     rows: Rows
     features: datasets.Dataset
-    """`input_ids`, `truncated`, and what the task adds."""
+    """`input_ids`, `full_length`, `row` (in `rows`), and what the task adds."""
     lengths: np.ndarray
     """Tokens per row, int [N]."""
 
     def __len__(self) -> int:
         return len(self.features)
 
+    def row(self, number: int) -> dict[str, Any]:
+        """The row, as it was read, that an example is made of."""
+        return self.rows.dataset[self.features[number]["row"]]
+
     @property
-    def targets(self) -> list[Any]:
+    def targets(self) -> list[Any] | None:
+        """What the task wants as the answer of each row; None where its answers are tokens."""
+        if "target" not in self.features.column_names:
+            return None
         return list(self.features["target"])
 
 
 def read_rows(
+    reader: Reader,
     source: str,
     data: Data,
-    columns: Mapping[str, str],
-    texts: Sequence[str],
     say: Callable[[str], None],
     *,
     split: str = "train",
-    without: Sequence[str] = (),
+    answers: bool = True,
 ) -> Rows:
-    """Reads a source and drops its empty texts; `columns` maps a row's parts to keys of `data`.
+    """Reads a source and drops its empty texts.
 
     Raises:
         UserError: the source cannot be read, or more than `data.max_dropped` of its rows are empty.
     """
-    wanted = {name: getattr(data, key) for name, key in columns.items() if name not in without}
-    options: dict[str, Any] = {"delimiter": data.delimiter, "quoting": data.quoting}
-    options |= {"encoding": data.encoding, "header": data.header}
-    everything = read(source, wanted, split=split, **options)
-    named = [name for name in texts if name in everything.column_names]
+    options = reader.reading(data, answers)
+    everything = reader.read(source, split=split, **options)
+    named = [name for name in reader.TEXTS if name in everything.column_names]
     kept, lines = drop_empty(everything, named, source)
     if lines:
-        share = len(lines) / len(everything)
-        counted = (
-            f"{source}: {len(lines)} of {len(everything)} rows ({share:.1%}) have no text "
-            f"(lines {', '.join(map(str, lines[:5]))}{', ...' if len(lines) > 5 else ''})"
-        )
-        if share > data.max_dropped:
-            raise UserError(f"{counted}; data.max_dropped={data.max_dropped:g} allows fewer.")
-        say(f"{counted}: dropped.")
-    digest = cache_key(content=content_hash(source, split), columns=wanted, **options)
+        _count_dropped(lines, len(everything), "have no text", source, data.max_dropped, say)
+    digest = cache_key(content=content_hash(source, split), **options)
     return Rows(source, kept, digest)
 
 
-def read_splits(
-    data: Data,
-    columns: Mapping[str, str],
-    texts: Sequence[str],
-    seed: int,
+def _count_dropped(
+    lines: Sequence[int],
+    total: int,
+    why: str,
+    source: str,
+    allowed: float,
     say: Callable[[str], None],
+) -> None:
+    """Says how many rows are left out; raises UserError when they are more than allowed."""
+    counted = (
+        f"{source}: {len(lines)} of {total} rows ({len(lines) / total:.1%}) {why} "
+        f"(lines {', '.join(map(str, lines[:5]))}{', ...' if len(lines) > 5 else ''})"
+    )
+    if len(lines) > allowed * total:
+        raise UserError(f"{counted}; data.max_dropped={allowed:g} allows fewer.")
+    say(f"{counted}: dropped.")
+
+
+def read_splits(
+    reader: Reader, data: Data, seed: int, say: Callable[[str], None]
 ) -> dict[str, Rows]:
     """Training, validation and (where given) test rows; a missing validation split is cut from
     training.
     """
     assert data.train is not None
-    rows = {"train": read_rows(data.train, data, columns, texts, say)}
+    rows = {"train": read_rows(reader, data.train, data, say)}
     for name, source in ("validation", data.validation), ("test", data.test):
         if source is not None:
-            rows[name] = read_rows(source, data, columns, texts, say, split=name)
+            rows[name] = read_rows(reader, source, data, say, split=name)
     if data.validation is None:
         whole = rows["train"]
         parts = cut_validation(whole.dataset, data.validation_size, seed)
@@ -111,8 +137,18 @@ def read_splits(
     return rows
 
 
-def tokenise(rows: Rows, task: Featuriser, tokenizer: Any, data: Data) -> Split:
-    """Token ids and targets of a split, from the cache where the same were made before."""
+def tokenise(
+    rows: Rows,
+    task: Featuriser,
+    tokenizer: Any,
+    data: Data,
+    say: Callable[[str], None] = lambda text: None,
+) -> Split:
+    """Token ids and targets of a split, from the cache where the same were made before.
+
+    Raises:
+        UserError: what the task refuses, or more than `data.max_dropped` of the rows it cannot use.
+    """
     key = cache_key(
         version=__version__,
         rows=rows.digest,
@@ -120,13 +156,31 @@ def tokenise(rows: Rows, task: Featuriser, tokenizer: Any, data: Data) -> Split:
         task=repr(task),
         max_length=data.max_length,
     )
+    numbered = rows.dataset.add_column("row", np.arange(len(rows.dataset)))  # type: ignore[arg-type]
 
     def features(columns: Mapping[str, Sequence]) -> dict[str, list]:
-        return task.features(columns, tokenizer, data.max_length, rows.source)
+        made = task.features(columns, tokenizer, data.max_length, rows.source)
+        first = made.pop("row", range(len(columns["row"])))
+        return {**made, "row": [columns["row"][i] for i in first]}
 
-    made = cached_map(rows.dataset, features, key, data.cache_dir)
+    made = cached_map(numbered, features, key, data.cache_dir)
+    if "dropped" in made.column_names:
+        made = _usable(made, rows, data.max_dropped, say)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)
     return Split(rows, made, lengths)
+
+
+def _usable(
+    made: datasets.Dataset, rows: Rows, allowed: float, say: Callable[[str], None]
+) -> datasets.Dataset:
+    """The rows that can be learned from; the others are counted by reason."""
+    reasons = np.asarray(made["dropped"][:])
+    for reason in sorted(set(reasons) - {""}):
+        lost = np.asarray(made["row"][:])[reasons == reason]
+        lines = np.asarray(rows.dataset["line"][:])[lost].tolist()
+        why = f"cannot be learned from: {reason}"
+        _count_dropped(lines, len(made), why, rows.source, allowed, say)
+    return made.select(np.flatnonzero(reasons == "")) if reasons.any() else made
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:

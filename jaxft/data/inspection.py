@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from jaxft.data.duplicates import normalised, overlap, signatures
 
@@ -164,6 +165,16 @@ def render(
             console.print(f"  {example['kind']}: {escape('  ~  '.join(texts))}", soft_wrap=True)
     for sentence in sentences:
         console.print(f"[yellow]advice[/] {escape(sentence)}", soft_wrap=True)
+
+
+def show(examples: Sequence[Text], console: Console | None = None) -> None:
+    """Examples as the model will see them, on stderr."""
+    console = console or Console(stderr=True)
+    for number, example in enumerate(examples, 1):
+        console.rule(f"example {number} of {len(examples)}, learnt tokens in green", style="dim")
+        console.print(example, soft_wrap=True)
+    if examples:
+        console.rule(style="dim")
 
 
 def _table(label: str, drawing: str, *numbers: str) -> Table:

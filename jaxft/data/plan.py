@@ -22,7 +22,7 @@ MULTIPLE = 8
 GROUP = 50
 """Batches whose examples are sorted by length together."""
 SAMPLE = 200
-"""Batches that widths are tried on."""
+"""Batches of an epoch that widths are tried on: those with the most tokens."""
 ATTENTION = 2048
 """About the width at which attention costs a small model as much as all its matrices."""
 
@@ -140,10 +140,14 @@ class Plan:
 
     def _cheapest(self, longest: int) -> int:
         """The width, not much more than the longest example, whose rows cost the least to
-        compute.
+        compute: as many as the batch that is hardest to pack needs, in any epoch.
         """
-        batches = _balanced(self.lengths, self.batch_size, _random(self, 0))[:SAMPLE]
-        lengths_NE = np.where(batches >= 0, self.lengths[batches], 0)
+        fullest = []
+        for epoch in range(self.epochs):
+            batches = _balanced(self.lengths, self.batch_size, _random(self, epoch))
+            lengths_NE = np.where(batches >= 0, self.lengths[batches], 0)
+            fullest.append(lengths_NE[np.argsort(-lengths_NE.sum(1), kind="stable")[:SAMPLE]])
+        lengths_NE = np.concatenate(fullest)
 
         def cost(width: int) -> float:
             rows = first_fit(lengths_NE, width).shape[1]

@@ -1,9 +1,9 @@
 """Rendered texts -> token ids, and which of them are trained; one tokenisation, character offsets.
 
 A text is tokenised once and whole, and a token is trained when it starts inside a trained span.
-Spaces before a span belong to it, since they are part of its first token in most vocabularies: after
+Spaces before a span belong to it, since most vocabularies make them part of its first token: after
 the prompt "Answer: " GPT-2 has to write " yes", and at serving it is given the prompt without the
-space (`prompt_ids`). A token that begins in the prompt with more than blanks is the prompt's.
+space (`prompt_ids`). A token that begins in the prompt otherwise is the prompt's.
 Nothing is decided by id: where PAD is EOS too, the EOS of an answer is trained all the same.
 """
 
@@ -21,6 +21,7 @@ from jaxft.errors import UserError
 
 UNSUPERVISED = "no supervised token"
 CUT = "answer cut by data.max_length"
+BLANKS = " \t"  # become part of the word after them; newlines do not
 
 
 def encode(
@@ -81,7 +82,7 @@ def prompt_ids(
         prompt(example, tokenizer, template=template, where=at)
         for example, at in zip(examples, where, strict=True)
     ]
-    without = [replace(one, text=one.text.rstrip(" ")) for one in asked]
+    without = [replace(one, text=one.text.rstrip(BLANKS)) for one in asked]
     return [ids for _, ids, _ in _tokens(without, tokenizer)]
 
 
@@ -107,7 +108,7 @@ def preview(input_ids: Sequence[int], trained: Sequence[int], tokenizer: Any) ->
 def _tokens(
     rendered: Sequence[Rendered], tokenizer: Any
 ) -> list[tuple[Rendered, list[int], np.ndarray]]:
-    """Each text with its ids and their character offsets, int [tokens, 2]; empty for added ones."""
+    """Each text, its ids, and the characters they are from, int [tokens, 2]."""
     if not tokenizer.is_fast:
         raise UserError(
             f"{type(tokenizer).__name__} tells no character offsets; save it as tokenizer.json "
@@ -136,6 +137,9 @@ def _tokens(
                 "of the chat template."
             )
         places = np.asarray([(0, 0)] * len(before) + list(offsets), np.int64).reshape(-1, 2)
+        # RoBERTa's and Llama 3's offsets leave out blanks, and so all of a token of blanks: it
+        # stands where its last one does (and what the tokenizer adds, before the text).
+        places[:, 0] -= places[:, 0] == places[:, 1]
         found.append((one, ids, places))
     return found
 
@@ -149,12 +153,7 @@ def _added(tokenizer: Any) -> list[int]:
 
 def _inside(text: str, offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Which tokens start in `text[start:stop]` or in the blanks before it, bool [tokens]."""
-    first, end = offsets[:, 0], offsets[:, 1]
-    start = len(text[:start].rstrip(" "))
-    inside = (first >= start) & (first < stop) & (end > first)
-    for token in np.flatnonzero((first < start) & (end > start)):
-        inside[token] = text[first[token] : start].isspace()  # T5 makes a newline part of a word
-    return inside
+    return (offsets[:, 0] >= len(text[:start].rstrip(BLANKS))) & (offsets[:, 0] < stop)
 
 
 def _last(ids: Sequence[int], offsets: np.ndarray, end: int) -> int | None:

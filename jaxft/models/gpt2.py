@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
+from jaxft.errors import UserError
 from jaxft.nn.attention import Side, attention
 from jaxft.nn.decoder import HEAD, Decoder, DecoderDims, Memory, Recall, heads, remember, stacks
 from jaxft.nn.fields import Harmless
@@ -64,6 +65,10 @@ class Dims:
 
     @property
     def decoder(self) -> DecoderDims:
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"config.json: n_embd {self.n_embd} does not split into {self.n_head} heads."
+            )
         return DecoderDims(
             vocab=self.vocab_size,
             layers=self.n_layer,

@@ -62,8 +62,10 @@ def read_rope(
     """The `Rope` of a config's `rope_theta` and `rope_scaling`, or of `rope_parameters` (v5).
 
     Raises:
-        UserError: a kind of scaling, or one of its options, that we do not know.
+        UserError: a kind of scaling, or one of its options, that we do not know or that is missing.
     """
+    if width % 2:
+        raise UserError(f"config.json: heads of odd width {width} have no planes to rotate.")
     options = dict(scaling or parameters or {})
     old, new = options.pop("type", "default"), options.pop("rope_type", None)
     kind = new or old
@@ -74,16 +76,20 @@ def read_rope(
         raise UserError(
             f"config.json: rope scaling {kind!r} is not known; there is {', '.join(_KINDS)}."
         )
-    make, known = _KINDS[kind]
+    make, needed, others = _KINDS[kind]
+    known = (*needed, *others)
     strange = sorted(set(options) - set(known))
     if strange:
         raise UserError(
             f"config.json: rope scaling {kind!r} does not know {', '.join(strange)}; its options "
             f"are {', '.join(known) or 'none'}."
         )
-    if kind != "default" and options.get("factor") is None and kind != "yarn":
-        raise UserError(f"config.json: rope scaling {kind!r} needs a factor.")
-    options.setdefault("original_max_position_embeddings", max_positions)
+    # A factor that is null is YaRN's way to say the ratio of the lengths.
+    null = {"factor"} if kind == "yarn" else set()
+    missing = [x for x in needed if x not in options or (options[x] is None and x not in null)]
+    if missing:
+        raise UserError(f"config.json: rope scaling {kind!r} needs {', '.join(missing)}.")
+    options[_ORIGINAL] = options.get(_ORIGINAL) or max_positions
     return make(width, base, max_positions, options)
 
 
@@ -113,7 +119,7 @@ def _dynamic(width: int, theta: float, positions: int, options: Mapping[str, Any
 
 def _yarn(width: int, theta: float, positions: int, options: Mapping[str, Any]) -> Rope:
     """Slow planes interpolated, fast ones kept, a ramp between. Source: Peng et al. 2023, 3.2."""
-    original = options["original_max_position_embeddings"]
+    original = options[_ORIGINAL]
     factor = options.get("factor") or positions / original
     fast, slow = options.get("beta_fast") or 32, options.get("beta_slow") or 1
 
@@ -147,23 +153,19 @@ def _llama3(width: int, theta: float, positions: int, options: Mapping[str, Any]
     """Long waves divided by the factor, short ones kept. Source: Llama 3.1's release."""
     plain, factor = _plain(width, theta), np.float32(options["factor"])
     low, high = options["low_freq_factor"], options["high_freq_factor"]
-    turns = np.float32(options["original_max_position_embeddings"]) * plain / np.float32(2 * pi)
+    turns = np.float32(options[_ORIGINAL]) * plain / np.float32(2 * pi)
     mix = np.clip((turns - low) / (high - low), 0, 1).astype(np.float32)
     return _frozen((1 - mix) * plain / factor + mix * plain, theta)
 
 
 _ORIGINAL = "original_max_position_embeddings"
 _Make = Callable[[int, float, int, Mapping[str, Any]], Rope]
-_KINDS: dict[str, tuple[_Make, tuple[str, ...]]] = {
-    "default": (_default, ()),
-    "linear": (_linear, ("factor",)),
-    "dynamic": (_dynamic, ("factor", _ORIGINAL)),
-    "yarn": (
-        _yarn,
-        (
-            *("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow"),
-            *("mscale", "mscale_all_dim", "truncate"),
-        ),
-    ),
-    "llama3": (_llama3, ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor")),
+_YARN = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+_KINDS: dict[str, tuple[_Make, tuple[str, ...], tuple[str, ...]]] = {
+    "default": (_default, (), ()),
+    "linear": (_linear, ("factor",), ()),
+    "dynamic": (_dynamic, ("factor",), (_ORIGINAL,)),
+    "yarn": (_yarn, ("factor",), (_ORIGINAL, *_YARN)),
+    "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
 }
+"""How each kind is made, the options it needs and those it can do without."""

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 def own(segments_BL: jax.Array, examples: int) -> jax.Array:
     """bool [B, M, L]: which tokens belong to each of a row's first `examples` segments."""
-    numbers_M = jnp.arange(1, examples + 1, dtype=segments_BL.dtype)
+    numbers_M = jnp.arange(1, examples + 1, dtype=jnp.int32)
     return segments_BL[:, None, :] == numbers_M[None, :, None]
 
 

@@ -6,8 +6,9 @@ losses: transformers 5.23 `ForSequenceClassificationLoss`, `LabelSmoother`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -16,13 +17,17 @@ import numpy as np
 import optax
 
 from jaxft import metrics
+from jaxft.data import sources
 from jaxft.data import labels as cells
 from jaxft.data.batches import Layout
+from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
 from jaxft.errors import UserError
-from jaxft.nn.tokens import Batch
+from jaxft.nn.tokens import Batch, Tokens
 
 OUTPUT = "classify"
+PIPELINE = "text-classification"
+AUTO_MODEL = "AutoModelForSequenceClassification"
 READ_BY = {
     "label_separator": ("multi_label_classification",),
     "class_weights": ("single_label_classification", "multi_label_classification"),
@@ -33,6 +38,21 @@ COLUMNS = {"text": "text_column", "text_pair": "text_pair_column", "label": "lab
 """What a row needs -> the key of `data` that says which column it is."""
 TEXTS = ("text", "text_pair")
 LABEL = "label"
+
+
+def reading(data: Any, answers: bool) -> dict[str, Any]:
+    """What `read` depends on beside the source."""
+    wanted = {name: getattr(data, key) for name, key in COLUMNS.items() if answers or name != LABEL}
+    return {
+        "columns": wanted,
+        "delimiter": data.delimiter,
+        "quoting": data.quoting,
+        "encoding": data.encoding,
+        "header": data.header,
+    }
+
+
+read = sources.read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +83,11 @@ class Task:
     weights: tuple[float, ...]
     label_smoothing: float = 0.0
     separator: str | None = None
+
+    @classmethod
+    def from_rows(cls, options: Options, rows: Rows, known: Sequence[str]) -> "Task":
+        """Of the training split; `known` are the labels of a checkpoint's own head."""
+        return cls.from_data(options, rows.dataset[LABEL][:], known, rows.source)
 
     @classmethod
     def from_data(
@@ -103,13 +128,26 @@ class Task:
         weights = cells.class_weights(options.class_weights, labels, counts)
         return cls(problem, labels, weights, options.label_smoothing, options.label_separator)
 
-    def config(self) -> dict[str, Any]:
+    def prepare(self, tokenizer: Any) -> Any:
+        """The tokenizer to train with and to export; transformers pools a decoder's last token that
+        is no padding, and needs to know which is.
+        """
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def config(self, tokenizer: Any) -> dict[str, Any]:
         """The fields of `config.json` that record the task."""
         return {
+            "pad_token_id": tokenizer.pad_token_id,
             "problem_type": self.problem,
             "id2label": {str(i): name for i, name in enumerate(self.labels)},
             "label2id": {name: i for i, name in enumerate(self.labels)},
         }
+
+    def files(self, tokenizer: Any) -> dict[str, Any]:
+        """JSON files that an export has beside the model's: none."""
+        return {}
 
     def describe(self) -> str:
         """The problem in words."""
@@ -120,6 +158,9 @@ class Task:
             if self.problem == "regression"
             else f"{words}, {self.num_labels} labels: {listed}"
         )
+
+    silence = MappingProxyType({"prediction": None})
+    """What `predict` says of a row without text."""
 
     @property
     def num_labels(self) -> int:
@@ -215,6 +256,10 @@ class Task:
         losses_E, weights_E = self._losses(logits_EC, batch)
         return {"logits_NC": logits_EC, "losses_N": losses_E, "weights_N": weights_E}
 
+    def logits(self, model: Any, tokens: Tokens) -> jax.Array:
+        """What transformers' model of this task returns for rows of one example, [B, C]."""
+        return model.classify(model(tokens), tokens)[:, 0]
+
     def _logits(
         self, model: Any, hidden_BLD: jax.Array, batch: Batch, key: jax.Array | None
     ) -> jax.Array:
@@ -281,6 +326,10 @@ class Task:
             return self.labels[int(target)]
         return [name for name, on in zip(self.labels, target, strict=True) if on]
 
+    def preview(self, features: Any, tokenizer: Any) -> Sequence[Any]:
+        """Examples worth a look before training: the labels are in the report."""
+        return ()
+
     def confusion(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:
@@ -296,6 +345,10 @@ class Task:
         if self.problem != "single_label_classification":
             return None
         return metrics.one_class_warning(self.answers(outputs), targets, self.labels)
+
+    def respond(self, rows: Rows, tools: Any) -> Iterator[dict[str, Any]]:
+        """What `predict` adds to each row."""
+        return map(self.decode, tools.outputs(rows)["logits_NC"])
 
     def decode(self, logits_C: np.ndarray) -> dict[str, Any]:
         """`prediction` and `scores` of one row, as `predict` prints them."""

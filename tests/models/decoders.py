@@ -490,6 +490,8 @@ TINY: dict[str, dict[str, Config]] = {
         "plain": {},
         "tied": {"tie_word_embeddings": True},
         "hidden_act": {"hidden_act": "gelu_pytorch_tanh"},
+        # No field of the class, but obeyed.
+        "head_dim": {"head_dim": 16},
         "kv_heads_null": {"num_key_value_heads": None},
         # The first max_window_layers see everything.
         "window": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},

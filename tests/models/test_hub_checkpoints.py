@@ -238,7 +238,7 @@ def test_every_tensor_of_minilm_is_given_back_bit_by_bit(minilm):
     checkpoint = Checkpoint(minilm)
     drawn = Blueprint.draw(checkpoint.config)
     params = read(drawn.match(checkpoint), drawn.weights)
-    given = dict(to_tensors(params, drawn.weights, prefix="bert", dtype="float32"))
+    given = dict(to_tensors(params, drawn.weights, prefix="", dtype="float32"))
     found = load_file(minilm / "model.safetensors")
     assert given.keys() == found.keys() - {"embeddings.position_ids"}
     for name, tensor in given.items():

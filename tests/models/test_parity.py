@@ -20,6 +20,7 @@ from parity import (
 )
 from transformers import AutoModelForSequenceClassification
 
+from jaxft.nn.attention import Side
 from jaxft.nn.weights import flatten, unflatten
 from jaxft.sharding import AXES, ROWS, make_mesh, weight_shardings
 
@@ -112,7 +113,7 @@ def test_a_stack_equals_its_layers_one_by_one(bert, dropped):
         stacked = nnx.to_pure_dict(state)
         for i, layer_key in enumerate(jax.random.split(layers_key, model.encoder.count)):
             layer = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
-            hidden.append(layer(hidden[-1], tokens.segments_BL, key=layer_key))
+            hidden.append(layer(hidden[-1], Side.of(tokens), key=layer_key))
         return hidden
 
     real_BL1 = tokens.segments_BL[..., None] != 0
@@ -173,7 +174,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(bert):
     def run(params):
         model = bert.redrawn(dtype="bfloat16").drawn.merge(params)
         hidden_BLD = model(tokens)
-        return hidden_BLD, model.classify(hidden_BLD, tokens)
+        return hidden_BLD, model.classify(hidden_BLD, tokens)[:, 0]
 
     hidden_BLD, logits_BC = jax.jit(run)(bert.params)
     assert hidden_BLD.dtype == jax.numpy.bfloat16

@@ -24,7 +24,7 @@ CONFIG = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4}
         ({"classifier_dropout": "no"}, ["classifier_dropout = 'no': must be a number or null"]),
         ({"num_attention_heads": 5}, ["hidden size 32 does not split into 5 heads"]),
         ({"hidden_act": "gelu_fast"}, ["'gelu_fast' is not one of gelu, gelu_new"]),
-        ({"model_type": "albert"}, ["'albert' is not supported", "bert, distilbert, roberta"]),
+        ({"model_type": "albert"}, ["'albert' is not supported", "bert, distilbert, gpt2"]),
     ],
     ids=str,
 )

@@ -10,9 +10,9 @@ from transformers.activations import ACT2FN
 import jaxft.nn.attention
 import jaxft.nn.encoder
 from jaxft.models import Blueprint
-from jaxft.nn.attention import attention
-from jaxft.nn.encoder import first_token
+from jaxft.nn.attention import Side, attention
 from jaxft.nn.layers import ACTIVATIONS, LayerNorm, dropout
+from jaxft.nn.tokens import first_token, last_token
 from jaxft.nn.weights import unflatten
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
@@ -114,13 +114,20 @@ def test_layer_norm_computes_in_float32_for_bfloat16():
     np.testing.assert_array_equal(norm(rounded), expected)
 
 
-def test_first_token_is_found_on_either_side():
-    hidden_BLD = jnp.arange(3 * 4.0).reshape(3, 4, 1)
-    segments_BL = jnp.array([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(first_token(hidden_BLD, segments_BL)[:, 0], [0, 6, 8])
+def test_first_and_last_token_are_found_on_either_side_and_of_every_example():
+    hidden_BLD = jnp.arange(3 * 5.0).reshape(3, 5, 1)
+    segments_BL = jnp.array([[1, 1, 2, 0, 0], [0, 0, 1, 1, 1], [1, 2, 2, 3, 3]])
+    first_BM = first_token(hidden_BLD, segments_BL, examples=3)[..., 0].tolist()
+    last_BM = last_token(hidden_BLD, segments_BL, examples=3)[..., 0].tolist()
+    # Of an example that is not there nothing is asked but that the place is inside its row.
+    assert (first_BM[0][:2], last_BM[0][:2]) == ([0, 2], [1, 2])
+    assert (first_BM[1][:1], last_BM[1][:1]) == ([7], [9])
+    assert (first_BM[2], last_BM[2]) == ([10, 11, 13], [10, 12, 14])
+    assert {*first_BM[0], *last_BM[0]} <= set(range(5))
 
 
 def test_cudnn_attention_refuses_dropout_instead_of_falling_back():
     x = jnp.zeros((1, 4, 2, 8), jnp.bfloat16)
+    side = Side(jnp.ones((1, 4), int), jnp.arange(4)[None])
     with pytest.raises(ValueError, match="no attention dropout"):
-        attention(x, x, x, jnp.ones((1, 4), int), kernel="cudnn", rate=0.1, key=jax.random.key(0))
+        attention(x, x, x, side, side, kernel="cudnn", rate=0.1, key=jax.random.key(0))

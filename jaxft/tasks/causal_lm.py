@@ -1,0 +1,224 @@
+"""Causal language modelling: supervised fine-tuning on answers, continued pretraining on texts.
+
+B rows, M examples a row, L tokens, N examples of a split. Source: the loss is transformers'
+`ForCausalLMLoss`; what is trained follows TRL's `SFTConfig`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.data import chat, examples, supervision
+from jaxft.data.batches import Layout
+from jaxft.data.features import Rows
+from jaxft.data.templates import with_template
+from jaxft.generate import Sampling
+from jaxft.nn.losses import token_scores, vocabulary_loss
+from jaxft.nn.tokens import Batch, Tokens, own
+
+OUTPUT = "causal_lm"
+PIPELINE = "text-generation"
+AUTO_MODEL = "AutoModelForCausalLM"
+TEXTS = ("text",)
+read = examples.read_examples
+
+
+def reading(data: Any, answers: bool) -> dict[str, Any]:
+    """What `read` depends on beside the source."""
+    return {
+        "text_column": data.text_column,
+        "encoding": data.encoding,
+        "delimiter": data.delimiter,
+        "quoting": data.quoting,
+        "header": data.header,
+        "answers": answers,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The config keys of `task` beside its name."""
+
+    completion_only_loss: bool = field(
+        default=True, metadata={"help": "prompts are read, only completions are learnt"}
+    )
+    assistant_only_loss: bool = field(
+        default=True, metadata={"help": "of a chat only the assistant's turns are learnt"}
+    )
+    turns: Literal["all", "last"] = field(
+        default="all", metadata={"help": "which of the assistant's turns are learnt"}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "None: the tokenizer's own; or chatml, llama3, plain"}
+    )
+    cut_answers: bool = field(
+        default=False, metadata={"help": "keep rows whose answer data.max_length cuts short"}
+    )
+    max_new_tokens: int = field(
+        default=256, metadata={"help": "predict: tokens an answer has at most", "must": ">= 1"}
+    )
+    temperature: float = field(
+        default=0.0, metadata={"help": "predict: 0 takes the likeliest token", "must": ">= 0"}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "predict: draw among the k likeliest", "must": ">= 1"}
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "predict: draw among the likeliest that hold p", "must": "> 0 and <= 1"},
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt of each example, and how answers are written."""
+
+    completion_only_loss: bool = True
+    assistant_only_loss: bool = True
+    turns: Literal["all", "last"] = "all"
+    chat_template: str | None = None
+    cut_answers: bool = False
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    num_labels = 0
+    labels = ()
+    silence = MappingProxyType({"completion": None})
+    """What `predict` says of a row without text."""
+    main_metric = "loss"
+    score_names = ("loss", "perplexity", "token_accuracy")
+
+    @classmethod
+    def from_rows(cls, options: Options, rows: Rows, known: Sequence[str]) -> "Task":
+        """Nothing is read off the data: all that decides stands in the options."""
+        return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
+
+    def prepare(self, tokenizer: Any) -> Any:
+        """The tokenizer to train with and to export, with the chat template that is asked for."""
+        return with_template(tokenizer, self.chat_template) if self.chat_template else tokenizer
+
+    def config(self, tokenizer: Any) -> dict[str, Any]:
+        """The fields of `config.json` that record the task: none."""
+        return {}
+
+    def files(self, tokenizer: Any) -> dict[str, Any]:
+        """JSON files that an export has beside the model's: where generation stops, so that a
+        server does as training taught.
+        """
+        stop = {"eos_token_id": list(supervision.stop_ids(tokenizer))}
+        ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        known = {name: value for name, value in ids.items() if value is not None}
+        return {"generation_config.json": {**stop, **known}}
+
+    def describe(self) -> str:
+        """What is learnt, in words."""
+        answers = "the last answer" if self.turns == "last" else "every answer"
+        return (
+            f"completions {'alone' if self.completion_only_loss else 'and their prompts'}; of "
+            f"chats {answers if self.assistant_only_loss else 'every word'}; of texts all"
+        )
+
+    def features(
+        self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
+    ) -> dict[str, list]:
+        """Token ids of each row and which of them are learnt; see `supervision.encode`."""
+        rendered = [
+            chat.render(
+                json.loads(example),
+                tokenizer,
+                template=self.chat_template,
+                completion_only=self.completion_only_loss,
+                assistant_only=self.assistant_only_loss,
+                turns=self.turns,
+                where=f"{source} line {line}",
+            )
+            for example, line in zip(columns["example"], columns["line"], strict=True)
+        ]
+        return supervision.encode(rendered, tokenizer, max_length, cut=self.cut_answers)
+
+    def collate(self, layout: Layout) -> dict[str, np.ndarray]:
+        """Of each token the one that follows it, int32 [B, L], and whether that one is learnt,
+        float32 [B, L].
+        """
+        ids_BL = layout.tokens(layout.columns["input_ids"])
+        trained_BL = layout.tokens(layout.columns["trained"])
+        segments_BL = layout.segments_RL
+        inside_BL = segments_BL[:, 1:] == segments_BL[:, :-1]
+        learnt_BL = (trained_BL[:, 1:] * inside_BL).astype(np.float32)
+        last = ((0, 0), (0, 1))
+        return {"next_BL": np.pad(ids_BL[:, 1:], last), "learnt_BL": np.pad(learnt_BL, last)}
+
+    def logits(self, model: Any, tokens: Tokens) -> jax.Array:
+        """What transformers' model of this task returns, [B, L, V]."""
+        return model.logits(model(tokens))
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Sum of the losses of the tokens that are learnt, and how many they are."""
+        hidden_BLD = model(batch.tokens, key=key)
+        learnt_BL = batch.targets["learnt_BL"]
+        total = vocabulary_loss(
+            hidden_BLD, model.vocabulary_DV, batch.targets["next_BL"], learnt_BL
+        )
+        return total, learnt_BL.sum()
+
+    def predict(self, model: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Per example: the sum of its losses, how many tokens are learnt, how many are hit."""
+        learnt_BL = batch.targets["learnt_BL"]
+        nll_BL, hit_BL = token_scores(
+            model(batch.tokens), model.vocabulary_DV, batch.targets["next_BL"]
+        )
+        examples = batch.weights_BM.shape[1]
+        of_BML = own(batch.tokens.segments_BL, examples).astype(jnp.float32)
+
+        def sums(values_BL: jax.Array) -> jax.Array:
+            return jnp.einsum("BML,BL->BM", of_BML, values_BL * learnt_BL).reshape(-1)
+
+        return {
+            "losses_N": sums(nll_BL),
+            "tokens_N": sums(jnp.ones_like(nll_BL)),
+            "hits_N": sums(hit_BL.astype(jnp.float32)),
+        }
+
+    def scores(self, outputs: Mapping[str, np.ndarray], targets: Any) -> dict[str, float]:
+        """Loss per learnt token, its exponential, and the share of tokens that are hit."""
+        tokens = outputs["tokens_N"].sum(dtype=np.float64)
+        loss = float(outputs["losses_N"].sum(dtype=np.float64) / tokens)
+        hits = float(outputs["hits_N"].sum(dtype=np.float64) / tokens)
+        return {"loss": loss, "perplexity": float(np.exp(loss)), "token_accuracy": hits}
+
+    def worst(self, outputs: Mapping[str, np.ndarray], targets: Any) -> list[dict[str, Any]]:
+        """The examples with the highest loss per token first."""
+        loss_N = outputs["losses_N"] / np.maximum(outputs["tokens_N"], 1)
+        order = np.argsort(-loss_N, kind="stable")
+        return [{"row": int(row), "loss per token": float(loss_N[row])} for row in order]
+
+    def preview(self, features: Any, tokenizer: Any) -> list[Any]:
+        """Three examples, coloured by what is learnt."""
+        rows = (features[i] for i in range(min(3, len(features))))
+        return [
+            supervision.preview(row["input_ids"], row["trained"], tokenizer) for row in rows
+        ]
+
+    def confusion(self, outputs: Mapping[str, np.ndarray], targets: Any) -> None:
+        """There are no classes."""
+
+    def warning(self, outputs: Mapping[str, np.ndarray], targets: Any) -> None:
+        """Nothing that a glance at the scores would not tell."""
+
+    def respond(self, rows: Rows, tools: Any) -> Iterator[dict[str, Any]]:
+        """What `predict` adds to each row: `completion`, up to the token that ends it."""
+        asked = [json.loads(example) for example in rows.dataset["example"]]
+        where = [f"{rows.source} line {line}" for line in rows.dataset["line"]]
+        prompts = supervision.prompt_ids(asked, tools.tokenizer, self.chat_template, where)
+        stop = supervision.stop_ids(tools.tokenizer)
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
+        for ids in tools.generate(prompts, stop, sampling):
+            yield {"completion": tools.tokenizer.decode(ids, skip_special_tokens=True)}

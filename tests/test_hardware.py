@@ -1,0 +1,51 @@
+"""What `auto` chooses for a device, and what an explicit choice is refused for."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import runs
+
+from jaxft import experiment, hardware
+from jaxft.errors import UserError
+from jaxft.hardware import choose_attention
+
+GPU: Any = SimpleNamespace(platform="gpu", compute_capability="9.0")
+CPU: Any = SimpleNamespace(platform="cpu")
+CAN: dict[str, Any] = {"dtype": "bfloat16", "dropout": 0.0, "device": GPU, "packed": False}
+OBSTACLES = {
+    "a cpu device": {"device": CPU},
+    "float32 computation": {"dtype": "float32"},
+    "attention dropout 0.1": {"dropout": 0.1},
+    "examples that share rows (data.packing=none keeps them apart)": {"packed": True},
+}
+
+
+def test_cudnn_is_chosen_where_it_can_do_what_is_asked():
+    assert choose_attention("auto", **CAN) == "cudnn"
+    assert choose_attention("cudnn", **CAN) == "cudnn"
+    assert choose_attention("xla", **CAN) == "xla"
+
+
+@pytest.mark.parametrize("what", OBSTACLES)
+def test_cudnn_is_not_chosen_and_refused_where_it_cannot(what):
+    given = CAN | OBSTACLES[what]
+    assert choose_attention("auto", **given) == "xla"
+    assert choose_attention("xla", **given) == "xla"
+    with pytest.raises(UserError) as error:
+        choose_attention("cudnn", **given)
+    assert what in str(error.value)
+    assert sum(words in str(error.value) for words in OBSTACLES) == 1
+
+
+@pytest.mark.parametrize("packing", ["batch", "rows", "none"])
+def test_an_experiment_tells_whether_its_rows_are_shared(packing, tiny_bert_folder, monkeypatch):
+    told = []
+
+    def note(*args: Any, packed: bool) -> str:
+        told.append(packed)
+        return hardware.choose_attention(*args, packed=packed)
+
+    monkeypatch.setattr(experiment, "choose_attention", note)
+    runs.assembled(runs.finished(tiny_bert_folder).keys | {"data.packing": packing})
+    assert told == [packing != "none"]
