@@ -7,7 +7,7 @@ Both start from one checkpoint, read the same files, and train with AdamW, the s
 size, epochs, decay, clipping and dropout in float32. Each run is a fresh process, nothing cached
 (tokens, compiled programs); one update of each beforehand, not counted, warms the disk.
 HF runs as it comes (random batches, padded to their longest row) and with its length grouping;
-`python -m jaxft.train` with its own defaults, which group by length.
+`python -m jaxft.train` with its own defaults: the texts of an update share rows.
 
 - examples/s: from the first batch to the last update, compilation inside, evaluation outside.
 - steady: without the first update, and for jaxft without those beside a save or evaluation.

@@ -59,7 +59,8 @@ def loss(task: Task, logits: np.ndarray, targets: np.ndarray) -> float:
     """
 
     def in_rows(values: np.ndarray) -> jax.Array:
-        return jnp.asarray(np.resize(values, (8, *values.shape[1:])).reshape(4, 2, *values.shape[1:]))
+        rest = values.shape[1:]
+        return jnp.asarray(np.resize(values, (8, *rest)).reshape(4, 2, *rest))
 
     tokens = Tokens(*(np.zeros((4, 4), np.int32),) * 4)
     batch = Batch(tokens, in_rows(targets), in_rows(REAL), in_rows(np.arange(8)))

@@ -108,7 +108,10 @@ def preview(input_ids: Sequence[int], trained: Sequence[int], tokenizer: Any) ->
 def _tokens(
     rendered: Sequence[Rendered], tokenizer: Any
 ) -> list[tuple[Rendered, list[int], np.ndarray]]:
-    """Each text, its ids, and the characters they are from, int [tokens, 2]."""
+    """Each text, its ids, and the characters they are from, int [tokens, 2]; (-1, 0) if added.
+
+    RoBERTa's and Llama 3's leave out spaces, so that a token of spaces starts where it ends.
+    """
     if not tokenizer.is_fast:
         raise UserError(
             f"{type(tokenizer).__name__} tells no character offsets; save it as tokenizer.json "
@@ -136,10 +139,7 @@ def _tokens(
                 f"Two BOS tokens {bos} begin {one.text[:60]!r}: take {bos} out of the data or out "
                 "of the chat template."
             )
-        places = np.asarray([(0, 0)] * len(before) + list(offsets), np.int64).reshape(-1, 2)
-        # RoBERTa's and Llama 3's offsets leave out blanks, and so all of a token of blanks: it
-        # stands where its last one does (and what the tokenizer adds, before the text).
-        places[:, 0] -= places[:, 0] == places[:, 1]
+        places = np.asarray([(-1, 0)] * len(before) + list(offsets), np.int64).reshape(-1, 2)
         found.append((one, ids, places))
     return found
 

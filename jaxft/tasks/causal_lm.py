@@ -134,7 +134,6 @@ class Task:
             chat.render(
                 json.loads(example),
                 tokenizer,
-                template=self.chat_template,
                 completion_only=self.completion_only_loss,
                 assistant_only=self.assistant_only_loss,
                 turns=self.turns,
@@ -217,7 +216,7 @@ class Task:
         """What `predict` adds to each row: `completion`, up to the token that ends it."""
         asked = [json.loads(example) for example in rows.dataset["example"]]
         where = [f"{rows.source} line {line}" for line in rows.dataset["line"]]
-        prompts = supervision.prompt_ids(asked, tools.tokenizer, self.chat_template, where)
+        prompts = supervision.prompt_ids(asked, tools.tokenizer, None, where)
         stop = supervision.stop_ids(tools.tokenizer)
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
         for ids in tools.generate(prompts, stop, sampling):

@@ -66,7 +66,7 @@ ADDS_A_THOUGHT = (
 ENDS_THE_LAST_OTHERWISE = (
     "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}"
     "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
-    "{{ '</s>' if loop.last else '\n' }}{% endfor %}"
+    "{{ '</s>' if loop.last and m.role == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CALLS = (
@@ -235,10 +235,6 @@ def test_an_instruction_has_alpacas_words_only_without_a_template(given):
     assert text.startswith("Below is an instruction that describes a task")
     assert ("### Input:\ncontext\n\n" in text) == ("paired with an input" in text)
     assert ("### Input" in text) == bool(given.strip())
-    assert text.endswith(
-        "### Instruction:\nDo.\n\n" * (not given.strip())
-        + text[-len("### Response:\nDone.<eos>") :]
-    )
     assert trained(example, tokenizer) == ["Done.<eos>"]
     chatml = with_template(tokenizer, "chatml")
     found = render(example, chatml, where="")

@@ -167,12 +167,23 @@ def test_every_batch_gets_long_and_short_examples():
 
 @pytest.mark.parametrize("size", [16, 32])
 @pytest.mark.parametrize("draw", [lognormal, lengths])
-def test_shared_rows_are_well_filled_whatever_the_seed(draw, size):
+def test_shared_rows_cost_the_least_and_are_well_filled_whatever_the_seed(draw, size):
+    """A single batch that needs one more row than the others adds that row to all of them."""
     limit = 256 if draw is lognormal else 128
     for seed in range(4):
         made = Plan(draw(20_000), size, limit, seed=seed, epochs=EPOCHS)
-        computed = made.batches_per_epoch * made.shape[0] * made.widths[0]
+        chosen = made.widths[0]
+        computed = made.batches_per_epoch * made.shape[0] * chosen
         assert made.lengths.sum() / computed > FILL
+        batches = [members(made, k) for k in range(EPOCHS * made.batches_per_epoch)]
+        lengths_NE = np.array([made.lengths[batch] for batch in batches if len(batch) == size])
+        costs = {
+            width: first_fit(lengths_NE, width).shape[1] * width * (1 + width / ATTENTION)
+            for width in range(chosen % MULTIPLE + 8 * (made.lengths.max() // 8), 2 * limit, 16)
+            if made.lengths.max() <= width < made.lengths.max() + 8 * MULTIPLE
+        }
+        assert len(costs) > 2
+        assert costs.get(chosen, 0) <= min(costs.values())
 
 
 def test_shared_rows_are_little_wider_than_the_longest_example():
@@ -182,7 +193,7 @@ def test_shared_rows_are_little_wider_than_the_longest_example():
 
 def test_batches_of_an_epoch_do_not_come_sorted_by_length():
     padded = [width for _, width in epoch(plan(1000, 8, "none"), 0)]
-    assert padded != sorted(padded)
+    assert (np.diff(padded) < 0).mean() > 0.25
     assert abs(np.corrcoef(padded, range(len(padded)))[0, 1]) < 0.3
 
 

@@ -109,7 +109,11 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 @pytest.mark.parametrize(
     ("name", "fields", "said"),
     [
-        ("llama", rope("longrope", factor=2.0), "'longrope' is not known; there is default, linear"),
+        (
+            "llama",
+            rope("longrope", factor=2.0),
+            "'longrope' is not known; there is default, linear",
+        ),
         ("llama", {"rope_scaling": {"type": "su", "factor": 2.0}}, "'su' is not known"),
         ("llama", rope("linear", factor=2.0, short_factor=[1.0]), "does not know short_factor"),
         ("llama", rope("default", factor=2.0), "'default' does not know factor"),

@@ -144,14 +144,18 @@ def test_pitfall_9_a_neighbour_changes_no_bit(twins):
     np.testing.assert_array_equal(differ, changed)
 
 
-@pytest.mark.parametrize(("name", "label", "reach"), [("mistral", "window", 14), ("gpt2", "plain", 99)])
+@pytest.mark.parametrize(
+    ("name", "label", "reach"), [("mistral", "window", 14), ("gpt2", "plain", 99)]
+)
 def test_pitfall_9_gradients_reach_exactly_what_a_token_sees(name, label, reach):
     """`reach`: of two layers, each with a window of 8 tokens."""
     twins, tokens = of_label(name, label), pack()
     # Each token of the first row has an id of its own.
     tokens.ids_BL[:] = 98
     tokens.ids_BL[0] = np.arange(16)
-    (path,) = [p for p, w in twins.drawn.weights.items() if w.hf in ("embed_tokens.weight", "wte.weight")]
+    (path,) = [
+        p for p, w in twins.drawn.weights.items() if w.hf in ("embed_tokens.weight", "wte.weight")
+    ]
 
     def state(table: jax.Array, place: int) -> jax.Array:
         params = unflatten(dict(flatten(twins.params)) | {path: table})
@@ -216,7 +220,9 @@ def test_remembering_equals_reading_everything_at_once(twins):
     rows = [row[:n] for row, n in zip(whole.ids_BL, prompts * 2, strict=True)]
     sides = padded(rows[:4], left=True, length=columns), padded(rows[4:], length=columns)
     prompt = jax.tree.map(lambda *x: np.concatenate(x), *sides)
-    later = [np.stack([row[n : n + more] for row, n in zip(x, prompts * 2, strict=True)]) for x in whole]
+    later = [
+        np.stack([row[n : n + more] for row, n in zip(x, prompts * 2, strict=True)]) for x in whole
+    ]
     everything = Tokens(*(np.concatenate(x, 1) for x in zip(prompt, later, strict=True)))
 
     @jax.jit

@@ -25,6 +25,8 @@ from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import Tree, flatten, unflatten
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+# For layers of 32 units more threads only wait for each other.
+torch.set_num_threads(1)
 
 LENGTH, LABELS = 16, 3
 LENGTHS = (16, 5, 1, 9, 16, 12, 3, 10)

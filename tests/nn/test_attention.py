@@ -28,23 +28,22 @@ def reference(q_LHK, k_SGK, v_SGK, queries, keys, causal, window):
     return mixed_LHK
 
 
-@pytest.mark.parametrize("kv_heads", [6, 3, 2, 1])
-@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 3), (False, 3)])
+@pytest.mark.parametrize("kv_heads", [6, 2])
+@pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 3)])
 def test_attention_equals_numpy(kv_heads, causal, window):
     """Queries are the last tokens of the keys, which are packed, padded and have a gap."""
     random = np.random.default_rng(0)
     q, k, v = (
-        random.normal(size=(B, L, heads, K)).astype(np.float32)
-        for heads in (H, kv_heads, kv_heads)
+        random.normal(size=(B, L, heads, K)).astype(np.float32) for heads in (H, kv_heads, kv_heads)
     )
     segments = np.array([[0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2], [1] * 5 + [0] * 2 + [1] * 5])
-    positions = np.array([[0, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 0, 0, 5, 6, 7, 8, 9]])
+    positions = np.array(
+        [[0, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 0, 0, 5, 6, 7, 8, 9]]
+    )
     keys = Side(jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32))
     last = slice(5, None)
     queries = Side(keys.segments_BL[:, last], keys.positions_BL[:, last])
-    ours = attention(
-        q[:, last], k, v, queries, keys, kernel="xla", causal=causal, window=window
-    )
+    ours = attention(q[:, last], k, v, queries, keys, kernel="xla", causal=causal, window=window)
     for b in range(B):
         sides = [(np.asarray(side[0][b]), np.asarray(side[1][b])) for side in (queries, keys)]
         expected = reference(q[b, last], k[b], v[b], *sides, causal, window)
