@@ -214,9 +214,7 @@ def reopen(
     return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
 
-def tokenise_splits(
-    experiment: Experiment, rows: Mapping[str, Rows], say: Say
-) -> dict[str, Split]:
+def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows], say: Say) -> dict[str, Split]:
     """Each split as the model sees it."""
     data, task, tokenizer = experiment.config.data, experiment.task, experiment.tokenizer
     return {name: tokenise(part, task, tokenizer, data, say) for name, part in rows.items()}

@@ -42,6 +42,7 @@ class Generator:
 
     merge: Callable[[Tree], Any]
     params: Tree
+    mesh: jax.sharding.Mesh
     rows: jax.sharding.NamedSharding
     """How rows lie on the devices."""
     shards: int
@@ -59,7 +60,7 @@ class Generator:
             members = order[start : start + size]
             batch = _pad_left([prompts[i] for i in members], size)
             numbers_B = np.resize(np.asarray(members, np.int32), size)
-            with jax.set_mesh(self.rows.mesh):
+            with jax.set_mesh(self.mesh):
                 tokens, numbers_B = jax.device_put((batch, numbers_B), self.rows)
                 found_BN = np.asarray(run(self.params, tokens, numbers_B))
             for i, row in zip(members, found_BN.tolist(), strict=False):
@@ -145,7 +146,8 @@ def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.A
 
 def of_model(model: nnx.Module) -> Generator:
     """For a module that is on one device, as `load_pretrained` gives it."""
-    graph, params = nnx.split(model, nnx.Param)
+    graph = nnx.graphdef(model)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     mesh = jax.make_mesh((1,), ("data",), devices=jax.local_devices()[:1])
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return Generator(partial(nnx.merge, graph), params, rows, 1)
+    return Generator(partial(nnx.merge, graph), params, mesh, rows, 1)

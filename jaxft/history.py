@@ -13,6 +13,8 @@ class History:
 
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     """(step, validation scores), oldest first."""
+    before: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Scores of the named evaluation sets before training."""
     losses: list[float] = field(default_factory=list)
     """Training losses since the last log line."""
     train_loss: float | None = None

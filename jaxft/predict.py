@@ -63,7 +63,9 @@ class Tools:
     def generate(self) -> Generator:
         experiment = self.trained.experiment
         merge = experiment.rolled.merge
-        return Generator(merge, self.trained.params, experiment.rows, experiment.row_shards)
+        return Generator(
+            merge, self.trained.params, experiment.mesh, experiment.rows, experiment.row_shards
+        )
 
 
 def predict(trained: Trained, source: str) -> list[dict[str, Any]]:

@@ -55,9 +55,17 @@ class Model:
 class Data:
     """Where the examples are, and how they become batches."""
 
-    train: str | None = key(None, "a CSV, TSV, JSONL or Parquet file, a saved folder, or a hub id")
+    train: str | dict[str, float] | None = key(
+        None,
+        "a CSV, TSV, JSONL or Parquet file, a saved folder, or a hub id; or several with weights, "
+        "an epoch being one pass over the first",
+        ">= 0",
+    )
     validation: str | None = key(None, "None: cut from the training set")
     test: str | None = key(None, "scored once, after training")
+    evaluations: dict[str, str] = key(
+        {}, "name -> source: scored before training and at every evaluation, as eval/NAME/..."
+    )
     text_column: str | int = key("text", "column name, or its position from 0", ">= 0")
     text_pair_column: str | int | None = key(None, "second text, for pairs", ">= 0")
     label_column: str | int = key("label", "column name, or its position from 0", ">= 0")
@@ -288,6 +296,12 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 def _unreadable(data: Data) -> Iterator[tuple[tuple[str, ...], str]]:
     if data.train is None:
         yield ("data",), "data.train is None; name the file, folder or hub id to train on"
+    if isinstance(data.train, dict) and not next(iter(data.train.values()), 0):
+        yield (
+            ("data.train",),
+            f"data.train = {data.train!r}: an epoch is one pass over the first source, whose "
+            "weight must be above 0",
+        )
     if data.delimiter is not None and len(data.delimiter) != 1:
         yield ("data.delimiter",), f"data.delimiter = {data.delimiter!r}: must be one character"
     try:

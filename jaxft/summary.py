@@ -79,13 +79,22 @@ def log_scores(
     if recorder.history.train_loss is not None:
         row["gap/loss"] = scores["loss"] - recorder.history.train_loss
     recorder.log.scalars(step, row)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    recorder.bar.say(f"step {step}: validation {shown}")
+    recorder.bar.say(f"step {step}: validation {_shown(scores)}")
     if (warning := task.warning(outputs, targets)) is not None:
         recorder.bar.say(f"WARNING: {warning}")
     matrix = task.confusion(outputs, targets)
     if matrix is not None and recorder.log.enabled:
         recorder.log.image(step, "validation/confusion", report.confusion_png(matrix, task.labels))
+
+
+def log_further(recorder: Recorder, name: str, step: int, scores: Mapping[str, float]) -> None:
+    """Scores of a named evaluation set to the log and above the progress bar."""
+    recorder.log.scalars(step, {f"{name}/{key}": value for key, value in scores.items()})
+    recorder.bar.say(f"step {step}: {name} {_shown(scores)}")
+
+
+def _shown(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def result(
@@ -103,6 +112,7 @@ def result(
         "step": end,
         "best_step": best,
         **{name: scores for name, (scores, _) in found.items()},
+        "before": history.before,
         "wall_s": history.wall_s,
         "compile_s": history.compile_s,
         "train_s": history.train_s,
@@ -160,13 +170,13 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
     say(f"\nDone: {result['step']} steps, best at step {result['best_step']}.")
     for name in ("validation", "test"):
         if name in result:
-            scores = ", ".join(f"{key} {value:.4f}" for key, value in result[name].items())
-            base = result.get("baseline", {}).get(name) or {}
-            against = ", ".join(f"{key} {value:.4f}" for key, value in base.items())
+            against = _shown(result.get("baseline", {}).get(name) or {})
             say(
-                f"  {name:<11}{scores}"
-                + (f"\n{'':13}(commonest answer: {against})" if against else "")
+                f"  {name:<11} {_shown(result[name])}"
+                + (f"\n{'':14}(commonest answer: {against})" if against else "")
             )
+    for name, before in result["before"].items():
+        say(f"  {name:<11} {_shown(result[name])}\n{'':14}(before training: {_shown(before)})")
     say(
         f"  {result['examples_per_s']:.1f} examples/s with compilation; the report is "
         f"{workdir.file('report.html')}"

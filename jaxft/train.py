@@ -22,7 +22,7 @@ from jaxft.checkpoint import Checkpoints, check_room
 from jaxft.config import Config, Schedule
 from jaxft.data.batches import BatchSource, put, rows_here, stream
 from jaxft.data.cache import cache_key
-from jaxft.data.features import Split, tokenizer_content
+from jaxft.data.features import EVALUATION, Split, tokenizer_content
 from jaxft.data.plan import Plan
 from jaxft.depths import Depths
 from jaxft.errors import UserError
@@ -105,6 +105,8 @@ class Run:
             data.max_length,
             self.config.seed,
             data.packing,
+            counts=self.splits["train"].counts,
+            weights=self.splits["train"].rows.weights,
             row_unit=self.experiment.row_shards * train.gradient_accumulation_steps,
         )
         total = Schedule.of(self.config, once.batches_per_epoch).total
@@ -234,6 +236,8 @@ class Run:
             recorder = self._recorder(start, stack)
             interrupts = stack.enter_context(Interrupts())
             batches = stream(self.source, start, self.experiment.rows)
+            if start == 0:
+                self._evaluate_further(recorder, state, 0)
             try:
                 for step, batch in enumerate(batches, start + 1):
                     length = batch.tokens.ids_BL.shape[1]
@@ -308,8 +312,18 @@ class Run:
         self.history.evaluations.append((step, scores))
         targets = self.splits["validation"].targets
         summary.log_scores(recorder, self.experiment.task, step, scores, outputs, targets)
-        recorder.restart_clock()
+        self._evaluate_further(recorder, state, step)
         return scores
+
+    def _evaluate_further(self, recorder: Recorder, state: TrainState, step: int) -> None:
+        """Scores of the named evaluation sets; at step 0, what there is to forget."""
+        for name in self.splits:
+            if name.startswith(EVALUATION):
+                scores, _ = self.scorer.scores(state.params, name)
+                summary.log_further(recorder, name, step, scores)
+                if step == 0:
+                    self.history.before[name] = scores
+        recorder.restart_clock()
 
     def _final_scores(self, params: Tree, best: int, name: str) -> tuple[dict[str, float], Outputs]:
         if name == "validation" and best in self.validated:

@@ -14,6 +14,9 @@ from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
 from jaxft.schema import Data
 
+EVALUATION = "eval/"
+"""What the names of further evaluation splits begin with."""
+
 
 class Reader(Protocol):
     """What reading a split needs of a task: its module."""
@@ -47,6 +50,8 @@ class Rows:
     dataset: datasets.Dataset
     digest: str
     """Of the source's content and the options it was read with."""
+    weights: tuple[float, ...] = (1.0,)
+    """Of the sources that are mixed here; column `origin` says which one a row is from."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,14 @@ class Split:
     def row(self, number: int) -> dict[str, Any]:
         """The row, as it was read, that an example is made of."""
         return self.rows.dataset[self.features[number]["row"]]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Examples of each of the sources that are mixed; they follow each other."""
+        if "origin" not in self.rows.dataset.column_names:
+            return (len(self),)
+        origins = np.asarray(self.rows.dataset["origin"][:])[np.asarray(self.features["row"][:])]
+        return tuple(np.bincount(origins, minlength=len(self.rows.weights)).tolist())
 
     @property
     def targets(self) -> list[Any] | None:
@@ -123,18 +136,34 @@ def read_splits(
     training.
     """
     assert data.train is not None
-    rows = {"train": read_rows(reader, data.train, data, say)}
+    weights = data.train if isinstance(data.train, dict) else {data.train: 1.0}
+    mixed = {source: read_rows(reader, source, data, say) for source in weights}
+    rows = {"train": _mix(mixed, tuple(weights.values()))}
     for name, source in ("validation", data.validation), ("test", data.test):
         if source is not None:
             rows[name] = read_rows(reader, source, data, say, split=name)
+    for name, source in data.evaluations.items():
+        rows[f"{EVALUATION}{name}"] = read_rows(reader, source, data, say, split="test")
     if data.validation is None:
         whole = rows["train"]
         parts = cut_validation(whole.dataset, data.validation_size, seed)
-        say(f"No validation split given: {len(parts[1])} rows are cut from {data.train}.")
+        say(f"No validation split given: {len(parts[1])} rows are cut from {whole.source}.")
         for name, part in zip(("train", "validation"), parts, strict=True):
             key = cache_key(whole=whole.digest, part=name, size=data.validation_size, seed=seed)
-            rows[name] = Rows(data.train, part, key)
+            rows[name] = Rows(whole.source, part, key, whole.weights)
     return rows
+
+
+def _mix(parts: Mapping[str, Rows], weights: tuple[float, ...]) -> Rows:
+    """Several sources behind each other, in the order they were named."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    datasets_ = [
+        part.dataset.add_column("origin", np.full(len(part.dataset), i))
+        for i, part in enumerate(parts.values())
+    ]
+    digest = cache_key(parts=[part.digest for part in parts.values()])
+    return Rows(" + ".join(parts), datasets.concatenate_datasets(datasets_), digest, weights)
 
 
 def tokenise(
@@ -156,7 +185,7 @@ def tokenise(
         task=repr(task),
         max_length=data.max_length,
     )
-    numbered = rows.dataset.add_column("row", np.arange(len(rows.dataset)))  # type: ignore[arg-type]
+    numbered = rows.dataset.add_column("row", np.arange(len(rows.dataset)))
 
     def features(columns: Mapping[str, Sequence]) -> dict[str, list]:
         made = task.features(columns, tokenizer, data.max_length, rows.source)
@@ -180,6 +209,8 @@ def _usable(
         lines = np.asarray(rows.dataset["line"][:])[lost].tolist()
         why = f"cannot be learned from: {reason}"
         _count_dropped(lines, len(made), why, rows.source, allowed, say)
+    if not (reasons == "").any():
+        raise UserError(f"{rows.source}: no row is left to learn from.")
     return made.select(np.flatnonzero(reasons == "")) if reasons.any() else made
 
 

@@ -7,6 +7,7 @@ iterator state. R rows, M examples a row.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from math import ceil
 from typing import Literal
 
@@ -71,6 +72,12 @@ class Plan:
     packing: Packing = "batch"
     epochs: int = 1
     """How many the run has at most: all batches get the same number of rows."""
+    counts: tuple[int, ...] = ()
+    """Examples of each of the sources that follow each other in `lengths`; empty: there is one."""
+    weights: tuple[float, ...] = (1.0,)
+    """Of those sources: an epoch is one pass over the first, and of the others what is in
+    proportion.
+    """
     row_unit: int = 1
     """Rows come in multiples of this, so that devices and micro-batches can share them."""
     widths_at_most: int = LENGTHS
@@ -79,8 +86,7 @@ class Plan:
 
     @cached_property
     def batches_per_epoch(self) -> int:
-        items = len(self._rows) if self.packing == "rows" else len(self.lengths)
-        return ceil(items / self.batch_size)
+        return ceil(len(self._items(0)) / self.batch_size)
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, int]:
         """(example numbers int32 [R, M] with -1 for none, width of the rows)."""
@@ -118,7 +124,7 @@ class Plan:
         if self.packing == "none":
             rows, slots = self.batch_size, 1
         elif self.packing == "rows":
-            rows, slots = self.batch_size, self._rows.shape[1]
+            rows, slots = self.batch_size, self._packed[0].shape[1]
         else:
             shapes = [_epoch(self, epoch).shape[1:] for epoch in range(self.epochs)]
             rows, slots = np.max(shapes, axis=0).tolist()
@@ -144,7 +150,9 @@ class Plan:
         """
         fullest = []
         for epoch in range(self.epochs):
-            batches = _balanced(self.lengths, self.batch_size, _random(self, epoch))
+            random = _random(self, epoch)
+            order = random.permutation(self._items(epoch))
+            batches = _balanced(self.lengths, order, self.batch_size, random)
             lengths_NE = np.where(batches >= 0, self.lengths[batches], 0)
             fullest.append(lengths_NE[np.argsort(-lengths_NE.sum(1), kind="stable")[:SAMPLE]])
         lengths_NE = np.concatenate(fullest)
@@ -155,54 +163,85 @@ class Plan:
 
         return min(range(longest, longest + 9 * MULTIPLE, MULTIPLE), key=cost)
 
+    def _items(self, epoch: int) -> np.ndarray:
+        """What an epoch deals out, in no order yet: numbers of examples or, of "rows", of rows."""
+        counts = self._packed[1] if self.packing == "rows" else self.counts or (len(self.lengths),)
+        first = np.cumsum([0, *counts])
+        dealt = [np.arange(counts[0])]
+        for i in range(1, len(counts)):
+            wanted = round(counts[0] * self.weights[i] / self.weights[0])
+            places = np.arange(epoch * wanted, (epoch + 1) * wanted)
+            # An endless series of passes over the source, so that every example has its turn.
+            passes = {
+                p: np.random.default_rng([self.seed or 0, i, p]).permutation(counts[i])
+                for p in np.unique(places // max(counts[i], 1)).tolist()
+            }
+            drawn = [passes[at // counts[i]][at % counts[i]] for at in places.tolist()]
+            dealt.append(first[i] + np.asarray(drawn, int))
+        return np.concatenate(dealt)
+
     @cached_property
-    def _rows(self) -> np.ndarray:
-        """Of "rows": all rows, int32 [all rows, M]; epochs differ in their order."""
-        return pack_all(self.lengths, self.max_length, self.seed or 0)
+    def _packed(self) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Of "rows": all rows, int32 [all rows, M], and how many each source has; epochs differ in
+        their order.
+        """
+        counts = self.counts or (len(self.lengths),)
+        edges = np.cumsum([0, *counts])
+        parts = [
+            _shifted(pack_all(self.lengths[a:b], self.max_length, self.seed or 0), a)
+            for a, b in pairwise(edges.tolist())
+        ]
+        slots = max(part.shape[1] for part in parts)
+        padded = [
+            np.pad(part, ((0, 0), (0, slots - part.shape[1])), constant_values=-1) for part in parts
+        ]
+        return np.concatenate(padded), tuple(len(part) for part in parts)
 
 
 @lru_cache(maxsize=8)
 def _epoch(plan: Plan, epoch: int) -> np.ndarray:
     """Example numbers [batches, R, M] of one pass over the data."""
-    size = plan.batch_size
-    random = _random(plan, epoch)
+    size, random = plan.batch_size, _random(plan, epoch)
+    items = plan._items(epoch)
     if plan.packing == "rows":
-        order = (
-            np.arange(len(plan._rows)) if plan.seed is None else random.permutation(len(plan._rows))
-        )
-        numbers = _cut(order, size)
-        return np.where(numbers[..., None] >= 0, plan._rows[numbers], -1)
+        numbers = _cut(items if plan.seed is None else random.permutation(items), size)
+        return np.where(numbers[..., None] >= 0, plan._packed[0][numbers], -1)
     if plan.packing == "none":
-        return _grouped(plan, random)[..., None]
-    batches = _balanced(plan.lengths, size, random)
+        return _grouped(plan, items, random)[..., None]
+    batches = _balanced(plan.lengths, random.permutation(items), size, random)
     lengths_NE = np.where(batches >= 0, plan.lengths[batches], 0)
     packed_NRM = first_fit(lengths_NE, plan.widths[0])
     numbers = batches[np.arange(len(batches))[:, None, None], packed_NRM]
     return np.where(packed_NRM >= 0, numbers, -1).astype(np.int32)
 
 
+def _shifted(members: np.ndarray, by: int) -> np.ndarray:
+    return np.where(members >= 0, members + by, -1)
+
+
 def _random(plan: Plan, epoch: int) -> np.random.Generator:
     return np.random.default_rng([plan.seed or 0, epoch])
 
 
-def _grouped(plan: Plan, random: np.random.Generator) -> np.ndarray:
+def _grouped(plan: Plan, items: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Batches [N, batch_size] of examples of like length, as transformers' length grouping makes
     them; in order of length for evaluation.
     """
     lengths, size = plan.lengths, plan.batch_size
     if plan.seed is None:
-        return _cut(np.argsort(lengths, kind="stable"), size)
-    order = random.permutation(len(lengths))
+        return _cut(items[np.argsort(lengths[items], kind="stable")], size)
+    order = random.permutation(items)
     groups = [order[i : i + GROUP * size] for i in range(0, len(order), GROUP * size)]
     order = np.concatenate([g[np.argsort(lengths[g], kind="stable")] for g in groups])
     return random.permutation(_cut(order, size))
 
 
-def _balanced(lengths: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """Random batches [N, size] that all have about as many tokens: of a group's examples, sorted by
-    length, each batch draws one from every stretch.
+def _balanced(
+    lengths: np.ndarray, order: np.ndarray, size: int, random: np.random.Generator
+) -> np.ndarray:
+    """Random batches [N, size] of the examples in `order` that all have about as many tokens: of a
+    group of them, sorted by length, each batch draws one from every stretch.
     """
-    order = random.permutation(len(lengths))
     whole = len(order) // size * size
     batches = []
     for start in range(0, whole, GROUP * size):

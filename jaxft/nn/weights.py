@@ -129,7 +129,8 @@ def flops_per_token(weights: Mapping[Path, Weight], length: int) -> float:
     """Floating-point operations of one update per (padded) token in rows of this length.
 
     6 per weight of the layers' matrices and of a language-model head (2 forward, 4 backward) and
-    12 * width * length per layer for the attention products. Source: Chowdhery et al. 2022 (PaLM), appendix B.
+    12 * width * length per layer for the attention products. Source: Chowdhery et al. 2022 (PaLM),
+    appendix B.
     """
     layers = [weight for weight in weights.values() if weight.stacked and weight.kind == "kernel"]
     vocabulary = [w for w in weights.values() if w.tied or (w.in_head and "vocab" in w.axes)]

@@ -202,9 +202,7 @@ class Task:
     def preview(self, features: Any, tokenizer: Any) -> list[Any]:
         """Three examples, coloured by what is learnt."""
         rows = (features[i] for i in range(min(3, len(features))))
-        return [
-            supervision.preview(row["input_ids"], row["trained"], tokenizer) for row in rows
-        ]
+        return [supervision.preview(row["input_ids"], row["trained"], tokenizer) for row in rows]
 
     def confusion(self, outputs: Mapping[str, np.ndarray], targets: Any) -> None:
         """There are no classes."""

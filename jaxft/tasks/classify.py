@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 from jaxft import metrics
-from jaxft.data import sources
 from jaxft.data import labels as cells
+from jaxft.data import sources
 from jaxft.data.batches import Layout
 from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
