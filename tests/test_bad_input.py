@@ -130,7 +130,7 @@ CONFIG = {
     ),
     "a task that is none": (
         {"task.name": "clasify"},
-        "task.name='clasify' is no task; there is classify",
+        "task.name='clasify' is no task; there is causal_lm, classify",
     ),
     "a metric that is none": (
         {"checkpoint.metric_for_best_model": "f1"},

@@ -93,6 +93,8 @@ class DecoderDims:
             raise UserError(
                 f"config.json: layer_types names {len(self.windows)} layers of {self.layers}."
             )
+        if any(window is not None and window < 1 for window in self.windows):
+            raise UserError("config.json: a sliding_window below 1 hides a token from itself.")
 
     def runs(self) -> Iterator[tuple[int, int, int | None]]:
         """(first layer, layers, window) of the neighbouring layers with equal windows."""

@@ -137,6 +137,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         ("llama", {"sliding_window": 8}, "sliding_window = 8"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
         ("mistral", {"num_key_value_heads": None}, "num_key_value_heads = None: must be a whole"),
+        ("mistral", {"sliding_window": 0}, "a sliding_window below 1"),
         ("mistral", {"attention_bias": True}, "attention_bias = True"),
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
         ("qwen2", {"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),

@@ -4,7 +4,6 @@ B rows, L tokens, D model width, V vocabulary.
 """
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 
 import jax
@@ -19,12 +18,12 @@ from jax.sharding import PartitionSpec as P
 from jaxft.nn import losses
 from jaxft.sharding import ROWS, make_mesh
 
-SAME = 5e-6
+SAME = 2e-6
 """Largest error over the largest magnitude of the same array: float32 sums in another order. Seen
-is 7e-7.
+is 5e-7.
 """
 HALF = 2**-7
-"""The same where factors of gradients are rounded to bfloat16, of 8 bits. Seen is 5e-3."""
+"""The same where factors of gradients are rounded to bfloat16, of 8 bits. Seen is 6e-3."""
 B, L, D, V = 8, 12, 16, 50
 MESHES = {
     "1 device": {"data": 1},
@@ -33,6 +32,7 @@ MESHES = {
 }
 CHUNKS = {1: 2**28, 6: 2 * 4 * B * V, 12: 1}
 """Parts of the rows on one device -> `LOGITS_BYTES` that make them."""
+FEW = pytest.mark.parametrize("chunks", [1, 12], indirect=True)
 PARTS = ("loss", "gradient of the hidden states", "gradient of the head")
 
 Loss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -77,6 +77,7 @@ def test_it_is_optaxs_loss_in_any_number_of_chunks(chunks, weights):
     assert_same(slopes(losses.vocabulary_loss, *arrays), slopes(plain, *arrays))
 
 
+@FEW
 @pytest.mark.parametrize("mesh", [name for name in MESHES if name != "1 device"])
 def test_devices_change_nothing(chunks, mesh):
     """Rows over `data` and `fsdp`, the head as `sharding.spec` lays a head."""
@@ -92,6 +93,7 @@ def test_devices_change_nothing(chunks, mesh):
     assert_same(ours, slopes(plain, *arrays))
 
 
+@FEW
 @pytest.mark.parametrize("mesh", MESHES)
 def test_micro_batches_of_a_scan_add_up(chunks, mesh):
     """Gradients within the scan, as `step.train_step` has them."""
@@ -122,6 +124,7 @@ def test_micro_batches_of_a_scan_add_up(chunks, mesh):
     assert_same([loss / 3, d_hidden / 3, d_head / 3], whole)
 
 
+@FEW
 @pytest.mark.parametrize("mesh", MESHES)
 def test_half_precision_loses_what_bfloat16_loses_and_no_more(chunks, mesh):
     """The loss is in float32 all the same."""
@@ -158,6 +161,7 @@ def test_large_logits_overflow_nowhere():
     assert_same(ours, slopes(plain, *arrays))
 
 
+@FEW
 @pytest.mark.parametrize("mesh", MESHES)
 def test_scores_are_each_tokens_loss_and_whether_it_is_the_likeliest(chunks, mesh):
     sizes = MESHES[mesh]
@@ -195,7 +199,6 @@ def test_pitfall_17_the_gradient_never_holds_all_logits(rows):
 
     assert needed(losses.vocabulary_loss) < 4 * losses.LOGITS_BYTES < all_logits / 1.9
     assert needed(plain) > all_logits
-    scores = partial(losses.token_scores)
     with jax.set_mesh(made):
-        compiled = jax.jit(scores).lower(*given[:3]).compile()
+        compiled = jax.jit(losses.token_scores).lower(*given[:3]).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * losses.LOGITS_BYTES
