@@ -20,6 +20,7 @@ from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
+from jaxft.data.plan import MULTIPLE
 from jaxft.errors import UserError
 from jaxft.hardware import choose_attention, choose_dtype
 from jaxft.models import Blueprint
@@ -31,6 +32,8 @@ from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 
 Say = Callable[[str], None]
+WIDTH_UNITS = {"splash": 128}
+"""Attention kernels that cut rows into blocks."""
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
@@ -58,6 +61,11 @@ class Experiment:
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def width_unit(self) -> int:
+        """What the width of rows must be a multiple of."""
+        return WIDTH_UNITS.get(self.drawn.compute.attention, MULTIPLE)
 
     @property
     def row_shards(self) -> int:

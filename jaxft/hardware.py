@@ -37,24 +37,33 @@ def choose_dtype(wanted: str, device: jax.Device) -> Any:
 def choose_attention(
     wanted: str, dtype: str, dropout: float, device: jax.Device, *, packed: bool
 ) -> Any:
-    """cuDNN's kernel where it can do what is asked, else XLA's; an explicit choice is kept or
-    refused. `packed`: whether examples share rows.
+    """The device's own kernel where it can do what is asked, else XLA's; an explicit choice is kept
+    or refused. `packed`: whether examples share rows.
     """
-    obstacles = []
-    if device.platform != "gpu":
-        obstacles.append(f"a {device.platform} device")
-    if dtype != "bfloat16":
-        obstacles.append(f"{dtype} computation")
-    if dropout:
-        obstacles.append(f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)")
-    if packed:
-        obstacles.append("examples that share rows (data.packing=none keeps them apart)")
+    dropping = f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)"
+    obstacles = {
+        "cudnn": {
+            f"a {device.platform} device": device.platform != "gpu",
+            f"{dtype} computation": dtype != "bfloat16",
+            dropping: dropout > 0,
+            "examples that share rows (data.packing=none keeps them apart)": packed,
+        },
+        "splash": {
+            f"a {device.platform} device": device.platform != "tpu",
+            dropping: dropout > 0,
+        },
+        "xla": {},
+    }
+    standing = {
+        kernel: [what for what, there in each.items() if there]
+        for kernel, each in obstacles.items()
+    }
     if wanted == "auto":
-        return "xla" if obstacles else "cudnn"
-    if wanted == "cudnn" and obstacles:
+        return next(kernel for kernel, each in standing.items() if not each)
+    if standing[wanted]:
         raise UserError(
-            f"model.attention='cudnn' is impossible with {' and '.join(obstacles)}; use 'xla' or "
-            "'auto'."
+            f"model.attention={wanted!r} is impossible with {' and '.join(standing[wanted])}; use "
+            "'xla' or 'auto'."
         )
     return wanted
 

@@ -37,6 +37,7 @@ class Scorer:
                 seed=None,
                 packing="none" if data.packing == "none" else "batch",
                 row_unit=shards,
+                width_unit=experiment.width_unit,
                 widths_at_most=WIDTHS,
             )
             for name, split in splits.items()

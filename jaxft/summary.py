@@ -27,13 +27,16 @@ from jaxft.scoring import Outputs
 from jaxft.workdir import Workdir
 
 WORST = 30
+MOSTLY_PADDING = 0.5
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "grain")
 
 
 def inspect(
-    experiment: Experiment, splits: Mapping[str, Split], total_steps: int, say: Say
+    experiment: Experiment, splits: Mapping[str, Split], epochs: float, full: float
 ) -> dict[str, Any]:
-    """Shows the data and advice on the settings; returns the report."""
+    """Shows the data and advice on the settings; returns the report. `full` is the share of a
+    batch's tokens that are no padding.
+    """
     config, task = experiment.config, experiment.task
     texts = experiment.module.TEXTS
 
@@ -49,17 +52,21 @@ def inspect(
     found = inspection.inspect(
         {name: look(split) for name, split in splits.items()}, max_length=config.data.max_length
     )
-    rows = len(splits["train"])
     sentences = inspection.advice(
         found,
         learning_rate=config.optim.learning_rate,
-        num_train_epochs=total_steps * config.train.batch_size / rows,
+        num_train_epochs=epochs,
         warmup_steps=config.optim.warmup_steps,
         batch_size=config.train.batch_size,
         parameters=sum(weight.size for weight in experiment.drawn.weights.values()),
         optimizer=config.optim.name,
         pretrained=config.model.pretrained is not None,
     )
+    if full < MOSTLY_PADDING and config.data.packing == "batch":
+        sentences.append(
+            f"Only {full:.0%} of the tokens in a batch are real: this batch is small for so many "
+            "devices. data.packing=none, or a larger train.batch_size, pads less."
+        )
     if jax.process_index() == 0:
         inspection.render(found, sentences)
         inspection.show(task.preview(splits["train"].features, experiment.tokenizer))

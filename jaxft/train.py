@@ -107,6 +107,7 @@ class Run:
             data.packing,
             counts=self.splits["train"].counts,
             weights=self.splits["train"].rows.weights,
+            width_unit=self.experiment.width_unit,
             row_unit=self.experiment.row_shards * train.gradient_accumulation_steps,
         )
         total = Schedule.of(self.config, once.batches_per_epoch).total
@@ -149,9 +150,8 @@ class Run:
 
     def inspect(self) -> None:
         """Shows what the data are and what looks wrong, before anything is spent on them."""
-        self.inspection = summary.inspect(
-            self.experiment, self.splits, self.schedule.total, self.say
-        )
+        epochs = self.schedule.total / self.plan.batches_per_epoch
+        self.inspection = summary.inspect(self.experiment, self.splits, epochs, self.plan.full)
         places = jax.tree.map(lambda x: x.sharding, self.abstract)
         params = bytes_per_device(self.abstract.params, places.params) / 1e6
         moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6

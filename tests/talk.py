@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ import runs
 
 from jaxft import config as configs
 from jaxft import tasks, train
+from jaxft.data.batches import put
 from jaxft.experiment import assemble
 from jaxft.models import Blueprint, write_folder
 from jaxft.nn.weights import Tree, flatten, unflatten
@@ -54,9 +55,13 @@ ANSWERS = {
 }
 
 
-def questions() -> list[dict[str, Any]]:
-    """Prompts and completions of unlike lengths."""
-    return [{"prompt": f"Mix {q}: ", "completion": a} for q, a in ANSWERS.items()]
+def questions(*verbs: str) -> list[dict[str, Any]]:
+    """Prompts and completions of unlike lengths, eight for each verb."""
+    return [
+        {"prompt": f"{verb} {question}: ", "completion": answer}
+        for verb in verbs or ("Mix",)
+        for question, answer in ANSWERS.items()
+    ]
 
 
 def chats() -> list[dict[str, Any]]:
@@ -111,13 +116,47 @@ def recipe(model: Path, data: Path, **more: dict[str, Any]) -> dict[str, Any]:
     return {name: {**fixed.get(name, {}), **more.get(name, {})} for name in fixed | more}
 
 
-def begin(raw: dict[str, Any], sizes: dict[str, int] = ONE_DEVICE) -> tuple[Run, Any]:
+def begin(
+    raw: dict[str, Any],
+    sizes: Mapping[str, int] = ONE_DEVICE,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Run, Any]:
     """A run on as many devices as the mesh's sizes multiply to, and what its checkpoint gives."""
     config = configs.from_dict(raw, tasks.options)
-    experiment, splits, matched = assemble(config, lambda text: None)
+    experiment, splits, matched = assemble(config, say)
     mesh = make_mesh(sizes, jax.devices()[: prod(sizes.values())])
     experiment = dataclasses.replace(experiment, mesh=mesh)
-    return Run(experiment, splits, Workdir("never written"), lambda text: None), matched
+    return Run(experiment, splits, Workdir("never written"), say), matched
+
+
+class Seen(NamedTuple):
+    """What updates showed, each before it was made, and what came of them."""
+
+    losses: np.ndarray
+    grad_norms: np.ndarray
+    params: Tree
+
+    @property
+    def weights(self) -> dict[tuple[str, ...], np.ndarray]:
+        return {path: np.asarray(value) for path, value in flatten(self.params)}
+
+
+def learn(run: Run, matched: Any) -> Seen:
+    """All updates of a run, compiled in a hurry; nothing is evaluated or written."""
+    experiment, seen = run.experiment, []
+    state, jitted = experiment.initial_state(run.optimizer, matched), {}
+    hurry = {"xla_backend_optimization_level": 0}
+    for k in range(run.schedule.total):
+        batch, width = put(run.source[k], experiment.rows), run.plan[k][1]
+        if width not in jitted:
+            with jax.set_mesh(experiment.mesh):
+                traced = experiment.train_step(run.optimizer).lower(state, batch, np.int32(k))
+            jitted[width] = traced.compile(compiler_options=hurry)
+        state, metrics = jitted[width](state, batch, np.int32(k))
+        assert metrics["accepted"]
+        seen.append((metrics["loss"], metrics["grad_norm"]))
+    losses, grad_norms = np.array(seen, np.float64).T
+    return Seen(losses, grad_norms, state.params)
 
 
 def words(raw: dict[str, Any], workdir: Path | None = None) -> list[str]:

@@ -19,7 +19,7 @@ Packing = Literal["batch", "rows", "none"]
 LENGTHS = 5
 """How many widths `none` uses at most: each costs a compilation."""
 MULTIPLE = 8
-"""Widths are multiples of this."""
+"""Widths are multiples of this, unless the attention kernel wants more."""
 GROUP = 50
 """Batches whose examples are sorted by length together."""
 SAMPLE = 200
@@ -28,11 +28,11 @@ ATTENTION = 2048
 """About the width at which attention costs a small model as much as all its matrices."""
 
 
-def padded_lengths(batch_lengths: Sequence[int], at_most: int, limit: int) -> tuple[int, ...]:
-    """The lengths, at most `at_most`, that pad batches with these longest rows by the fewest
-    tokens.
+def padded_lengths(batch_lengths: Sequence[int], at_most: int, unit: int) -> tuple[int, ...]:
+    """The lengths, at most `at_most` multiples of `unit`, that pad batches with these longest rows
+    by the fewest tokens.
     """
-    rounded = np.minimum(-(-np.asarray(batch_lengths) // MULTIPLE) * MULTIPLE, limit)
+    rounded = -(-np.asarray(batch_lengths) // unit) * unit
     sizes, counts = np.unique(rounded, return_counts=True)
     n = len(sizes)
     total = np.concatenate([[0], np.cumsum(counts)])
@@ -80,6 +80,8 @@ class Plan:
     """
     row_unit: int = 1
     """Rows come in multiples of this, so that devices and micro-batches can share them."""
+    width_unit: int = MULTIPLE
+    """Widths are multiples of this."""
     widths_at_most: int = LENGTHS
     floor: tuple[int, int, int] = (0, 0, 0)
     """The least rows, examples a row and width, so that splits can share a program."""
@@ -109,6 +111,13 @@ class Plan:
         members, _ = self[k]
         return int(self.lengths[members[members >= 0]].sum())
 
+    @cached_property
+    def full(self) -> float:
+        """The share of the first epoch's tokens that are real."""
+        batches = range(self.batches_per_epoch)
+        computed = sum(self[k][1] for k in batches) * self.shape[0]
+        return sum(self.tokens(k) for k in batches) / computed
+
     def widths_of(self, start: int, end: int) -> tuple[int, ...]:
         """The widths that batches `start` to `end` use, narrowest first."""
         used: set[int] = set()
@@ -134,15 +143,15 @@ class Plan:
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """The widths of rows, narrowest first; the same for every epoch."""
-        everything = -(-int(self.lengths.max()) // MULTIPLE) * MULTIPLE
-        limit = min(self.max_length, everything)
+        unit = self.width_unit
+        limit = ceil(min(self.max_length, int(self.lengths.max())) / unit) * unit
         if self.packing == "rows":
-            return (self.max_length,)
+            return (ceil(self.max_length / unit) * unit,)
         if self.packing == "batch":
             return (max(self._cheapest(limit), self.floor[2]),)
         members = _epoch(self, 0)[:, :, 0]
         longest = self.lengths[members].max(axis=1)  # a filler (-1) repeats the last example
-        return padded_lengths([*longest, limit], self.widths_at_most, limit)
+        return padded_lengths([*longest, limit], self.widths_at_most, unit)
 
     def _cheapest(self, longest: int) -> int:
         """The width, not much more than the longest example, whose rows cost the least to
@@ -161,7 +170,8 @@ class Plan:
             rows = first_fit(lengths_NE, width).shape[1]
             return rows * width * (1 + width / ATTENTION)
 
-        return min(range(longest, longest + 9 * MULTIPLE, MULTIPLE), key=cost)
+        unit = self.width_unit
+        return min(range(longest, longest + 9 * unit, unit), key=cost)
 
     def _items(self, epoch: int) -> np.ndarray:
         """What an epoch deals out, in no order yet: numbers of examples or, of "rows", of rows."""

@@ -55,6 +55,14 @@ def attention(
     rate = rate if key is not None else 0.0
     if kernel == "cudnn":
         return _cudnn(q_BLHK, k_BSGK, v_BSGK, queries, keys, causal, window, rate)
+    if kernel == "splash":
+        from jaxft.nn.splash import splash_attention
+
+        if rate or queries is not keys:
+            raise ValueError("attention='splash' has no dropout, and keys and queries of one row")
+        return splash_attention(
+            q_BLHK, k_BSGK, v_BSGK, queries.segments_BL, causal=causal, window=window
+        )
     seen_BLS = visible(queries, keys, causal, window)
     if H == G:
         logits_BHLS = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSGK)
