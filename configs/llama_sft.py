@@ -3,9 +3,9 @@
     python -m jaxft.train --config=configs/llama_sft.py \
         --config.model.pretrained=Qwen/Qwen2.5-0.5B-Instruct --config.data.train=chats.jsonl
 
-As it is: a smoke run. A Llama of 0.2 M random weights that reads bytes, on 48 bundled chats: about a
-minute on 2 CPU cores, and nothing worth talking to. Rows are `messages`, `prompt` and `completion`,
-or `instruction`, `input` and `output`; see the README.
+As it is: a smoke run. A Llama of 0.2 M random weights that reads bytes, on 48 bundled chats: a
+minute or two on 2 CPU cores, and nothing worth talking to. Rows are `messages`, `prompt` and
+`completion`, or `instruction`, `input` and `output`; see the README.
 """
 
 from pathlib import Path
@@ -35,6 +35,6 @@ def get_config() -> ConfigDict:
         "max_length": 4096,
     }
     config.optim = {"learning_rate": 2e-3, "warmup_steps": 0.1, "weight_decay": 0.0}
-    config.train = {"num_train_epochs": 20.0, "batch_size": 8, "eval_steps": 0.2}
+    config.train = {"num_train_epochs": 10.0, "batch_size": 8, "eval_steps": 0.2}
     config.checkpoint = {"keep_last": 1, "keep_best": 1}
     return config

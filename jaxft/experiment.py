@@ -20,7 +20,6 @@ from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
-from jaxft.data.plan import MULTIPLE
 from jaxft.errors import UserError
 from jaxft.hardware import choose_attention, choose_dtype
 from jaxft.models import Blueprint
@@ -65,7 +64,7 @@ class Experiment:
     @property
     def width_unit(self) -> int:
         """What the width of rows must be a multiple of."""
-        return WIDTH_UNITS.get(self.drawn.compute.attention, MULTIPLE)
+        return WIDTH_UNITS.get(self.drawn.compute.attention, 1)
 
     @property
     def row_shards(self) -> int:

@@ -53,6 +53,11 @@ class Tools:
     def tokenizer(self) -> Any:
         return self.trained.experiment.tokenizer
 
+    @property
+    def positions(self) -> int:
+        """Tokens that the model has positions for."""
+        return self.trained.experiment.drawn.dims.max_length
+
     def outputs(self, rows: Rows) -> Outputs:
         """What `task.predict` gives per row."""
         experiment = self.trained.experiment

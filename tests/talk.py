@@ -28,7 +28,7 @@ from jaxft.workdir import Workdir
 ONE_DEVICE = {"data": 1}
 VOCABULARY = 264
 """A little more than the tokenizer has, as hub checkpoints have it."""
-COMMON = {"vocab_size": VOCABULARY, "initializer_range": 0.1}
+COMMON = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": 1}
 SIZES = COMMON | {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -81,21 +81,22 @@ def lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def drawn(family: str, output: str = "causal_lm", seed: int = 1) -> tuple[Blueprint, Tree]:
+@cache
+def drawn(family: str, std: float = 0.1) -> tuple[Blueprint, Tree]:
     """A tiny model of a family, and random weights for it on one device."""
-    made = Blueprint.draw(MODELS[family], output=output)
+    made = Blueprint.draw(MODELS[family] | {"initializer_range": std}, output="causal_lm")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = dict.fromkeys(made.weights, device)
-    return made, unflatten(made.initialise(set(made.weights), places, seed))
+    return made, unflatten(made.initialise(set(made.weights), places, seed=1))
 
 
-def folder(root: Path, family: str = "llama", tokenizer: Any = None) -> Path:
+def folder(root: Path, family: str = "llama", std: float = 0.1) -> Path:
     """The same as a Hugging Face folder under `root`."""
-    made, params = drawn(family)
+    made, params = drawn(family, std)
     path = root / family
     arrays = {p: np.asarray(x) for p, x in flatten(params)}
     write_folder(path, made.config, arrays, made.weights, output="causal_lm")
-    (tokenizer or byte_tokenizer()).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
     return path
 
 

@@ -74,7 +74,7 @@ BAD = {
     "no model_type": (lambda d: edit_config(d, model_type=None), ["has no model_type"]),
     "unsupported family": (
         lambda d: edit_config(d, model_type="albert"),
-        ["'albert' is not supported", "bert, distilbert, roberta, xlm-roberta"],
+        ["'albert' is not supported", "bert, distilbert, gpt2, llama"],
     ),
     "a decoder": (lambda d: edit_config(d, is_decoder=True), ["is_decoder = True"]),
     "an unknown field": (lambda d: edit_config(d, rope_theta=1e4), ["rope_theta = 10000.0"]),

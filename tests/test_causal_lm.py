@@ -19,6 +19,7 @@ import talk
 
 from jaxft import train
 from jaxft.data.batches import BatchSource
+from jaxft.data.features import Rows
 from jaxft.data.plan import Plan
 from jaxft.generate import Generator, Sampling
 from jaxft.interrupts import Interrupts
@@ -197,8 +198,9 @@ def test_pitfall_9_packed_examples_have_the_loss_and_the_gradients_they_have_alo
         assert tokens == count
         assert ours == pytest.approx(total, rel=SUM_RTOL)
         for path, gradient in slopes.items():
-            error = np.abs(gradients[path] - gradient).max()
-            assert error <= GRAD_RTOL * np.abs(gradient).max(), path
+            if path[-2:] != ("key", "bias"):  # softmax cancels it: rounding is all there is
+                error = np.abs(gradients[path] - gradient).max()
+                assert error <= GRAD_RTOL * np.abs(gradient).max(), path
 
 
 def test_pitfall_9_a_neighbour_in_the_row_is_not_seen(model):
@@ -301,6 +303,41 @@ def test_it_learns_eight_completions_by_heart_and_says_them(recipe):
     generate = Generator(merge, params, experiment.mesh, experiment.rows, 1)
     said = generate(prompts, [tokenizer.eos_token_id], Sampling(max_new_tokens=24))
     assert [tokenizer.decode(ids) for ids in said] == [" " + row["completion"] for row in rows]
+
+
+def test_an_answer_ends_with_the_models_positions():
+    """After the last one GPT-2 has no vector to add, and the others have never been trained."""
+
+    class Tools:
+        tokenizer, positions = byte_tokenizer(), 20
+
+        def generate(self, prompts: list, stop: tuple, sampling: Sampling) -> list[list[int]]:
+            assert stop == (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END))
+            letter = tokenizer("a")["input_ids"]
+            return [letter * sampling.max_new_tokens for _ in prompts]
+
+    asked = ["x" * n for n in (3, 17, 19, 5)]
+    columns = {
+        "example": [json.dumps({"prompt": prompt}) for prompt in asked],
+        "line": [1, 2, 3, 4],
+    }
+    rows = Rows("rows.jsonl", datasets.Dataset.from_dict(columns), "")
+    said = [row["completion"] for row in Task(max_new_tokens=8).respond(rows, Tools())]
+    assert said == ["a" * n for n in (8, 3, 1, 8)]
+
+
+def test_pitfall_27_another_chat_template_makes_other_tokens(tmp_path):
+    """Of a tokenizer that is the same but for it, in the same cache."""
+    data = talk.lines(tmp_path / "rows.jsonl", talk.chats())
+    found = []
+    for name in ("one", "other"):
+        folder = talk.folder(tmp_path / name)
+        template = folder / "chat_template.jinja"
+        if name == "other":
+            template.write_text(template.read_text().replace("assistant", "bot"))
+        (split, _) = talk.begin(talk.recipe(folder, data))[0].splits.values()
+        found.append(split.lengths.tolist())
+    assert found[0] != found[1]
 
 
 BAD = {

@@ -215,8 +215,12 @@ def _usable(
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    """What a fast tokenizer does, as JSON; the options that its last call left in it are no part of
-    that.
+    """What a fast tokenizer does to texts and chats, as JSON; the options that its last call left
+    in it are no part of that.
     """
     left_behind = {"truncation": None, "padding": None}
-    return json.loads(tokenizer.backend_tokenizer.to_str()) | left_behind
+    named = {
+        "special_tokens": tokenizer.special_tokens_map,
+        "chat_template": tokenizer.chat_template,
+    }
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | left_behind | named

@@ -28,11 +28,13 @@ ATTENTION = 2048
 """About the width at which attention costs a small model as much as all its matrices."""
 
 
-def padded_lengths(batch_lengths: Sequence[int], at_most: int, unit: int) -> tuple[int, ...]:
-    """The lengths, at most `at_most` multiples of `unit`, that pad batches with these longest rows
-    by the fewest tokens.
+def padded_lengths(
+    batch_lengths: Sequence[int], at_most: int, limit: int, unit: int = MULTIPLE
+) -> tuple[int, ...]:
+    """The lengths, at most `at_most`, multiples of `unit` or `limit`, that pad batches with these
+    longest rows by the fewest tokens.
     """
-    rounded = -(-np.asarray(batch_lengths) // unit) * unit
+    rounded = np.minimum(-(-np.asarray(batch_lengths) // unit) * unit, limit)
     sizes, counts = np.unique(rounded, return_counts=True)
     n = len(sizes)
     total = np.concatenate([[0], np.cumsum(counts)])
@@ -80,8 +82,8 @@ class Plan:
     """
     row_unit: int = 1
     """Rows come in multiples of this, so that devices and micro-batches can share them."""
-    width_unit: int = MULTIPLE
-    """Widths are multiples of this."""
+    width_unit: int = 1
+    """What widths must be a multiple of, whatever `max_length` is."""
     widths_at_most: int = LENGTHS
     floor: tuple[int, int, int] = (0, 0, 0)
     """The least rows, examples a row and width, so that splits can share a program."""
@@ -113,8 +115,8 @@ class Plan:
 
     @cached_property
     def full(self) -> float:
-        """The share of the first epoch's tokens that are real."""
-        batches = range(self.batches_per_epoch)
+        """The share of the first batches' tokens that are real."""
+        batches = range(min(self.batches_per_epoch, SAMPLE))
         computed = sum(self[k][1] for k in batches) * self.shape[0]
         return sum(self.tokens(k) for k in batches) / computed
 
@@ -143,15 +145,23 @@ class Plan:
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """The widths of rows, narrowest first; the same for every epoch."""
-        unit = self.width_unit
-        limit = ceil(min(self.max_length, int(self.lengths.max())) / unit) * unit
+        limit = self._width(int(self.lengths.max()))
         if self.packing == "rows":
-            return (ceil(self.max_length / unit) * unit,)
+            return (self._width(self.max_length),)
         if self.packing == "batch":
             return (max(self._cheapest(limit), self.floor[2]),)
         members = _epoch(self, 0)[:, :, 0]
         longest = self.lengths[members].max(axis=1)  # a filler (-1) repeats the last example
-        return padded_lengths([*longest, limit], self.widths_at_most, unit)
+        return padded_lengths([*longest, limit], self.widths_at_most, limit, self._step)
+
+    @property
+    def _step(self) -> int:
+        return max(MULTIPLE, self.width_unit)
+
+    def _width(self, length: int) -> int:
+        """The narrowest width for examples of this length."""
+        wide = min(ceil(length / self._step) * self._step, self.max_length)
+        return ceil(wide / self.width_unit) * self.width_unit
 
     def _cheapest(self, longest: int) -> int:
         """The width, not much more than the longest example, whose rows cost the least to
@@ -170,8 +180,7 @@ class Plan:
             rows = first_fit(lengths_NE, width).shape[1]
             return rows * width * (1 + width / ATTENTION)
 
-        unit = self.width_unit
-        return min(range(longest, longest + 9 * unit, unit), key=cost)
+        return min(range(longest, longest + 9 * self._step, self._step), key=cost)
 
     def _items(self, epoch: int) -> np.ndarray:
         """What an epoch deals out, in no order yet: numbers of examples or, of "rows", of rows."""

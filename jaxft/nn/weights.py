@@ -29,16 +29,16 @@ class Weight:
     hf: str
     kind: Kind
     transposed: bool
-    part: tuple[int, int] | None
-    """(i, n): the i-th of n weights that lie side by side, along the last axis, in one tensor."""
-    tied: str | None
-    """The checkpoint's name for a head that is this weight too."""
     layers: tuple[int, ...]
     """Checkpoint indices of the stacked layers; empty for a weight that stands alone."""
     depth: tuple[int, ...]
     """0 embeddings, i + 1 for layer i, the last layer's for pooler and final norm, one more for
     heads.
     """
+    part: tuple[int, int] | None = None
+    """(i, n): the i-th of n weights that lie side by side, along the last axis, in one tensor."""
+    tied: str | None = None
+    """The checkpoint's name for a head that is this weight too."""
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from jaxft.data import chat, examples, supervision
 from jaxft.data.batches import Layout
 from jaxft.data.features import Rows
 from jaxft.data.templates import with_template
+from jaxft.errors import UserError
 from jaxft.generate import Sampling
 from jaxft.nn.losses import token_scores, vocabulary_loss
 from jaxft.nn.tokens import Batch, Tokens, own
@@ -106,17 +107,20 @@ class Task:
         return with_template(tokenizer, self.chat_template) if self.chat_template else tokenizer
 
     def config(self, tokenizer: Any) -> dict[str, Any]:
-        """The fields of `config.json` that record the task: none."""
-        return {}
+        """The fields of `config.json` that record the task: where answers end, so that a server
+        does as training taught.
+        """
+        first, *others = supervision.stop_ids(tokenizer)
+        ids = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": [first, *others] if others else first,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        return {name: value for name, value in ids.items() if value is not None}
 
     def files(self, tokenizer: Any) -> dict[str, Any]:
-        """JSON files that an export has beside the model's: where generation stops, so that a
-        server does as training taught.
-        """
-        stop = {"eos_token_id": list(supervision.stop_ids(tokenizer))}
-        ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        known = {name: value for name, value in ids.items() if value is not None}
-        return {"generation_config.json": {**stop, **known}}
+        """JSON files that an export has beside the model's."""
+        return {"generation_config.json": self.config(tokenizer)}
 
     def describe(self) -> str:
         """What is learnt, in words."""
@@ -215,7 +219,15 @@ class Task:
         asked = [json.loads(example) for example in rows.dataset["example"]]
         where = [f"{rows.source} line {line}" for line in rows.dataset["line"]]
         prompts = supervision.prompt_ids(asked, tools.tokenizer, None, where)
+        for at, prompt in zip(where, prompts, strict=True):
+            if len(prompt) >= tools.positions:
+                raise UserError(
+                    f"{at}: the prompt has {len(prompt)} tokens, the model {tools.positions} "
+                    "positions for prompt and answer."
+                )
         stop = supervision.stop_ids(tools.tokenizer)
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
-        for ids in tools.generate(prompts, stop, sampling):
-            yield {"completion": tools.tokenizer.decode(ids, skip_special_tokens=True)}
+        answers = tools.generate(prompts, stop, sampling)
+        for prompt, ids in zip(prompts, answers, strict=True):
+            fits = ids[: tools.positions - len(prompt)]
+            yield {"completion": tools.tokenizer.decode(fits, skip_special_tokens=True)}

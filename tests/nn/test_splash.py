@@ -1,4 +1,4 @@
-"""Splash attention equals the reference: in Pallas' interpreter, and it compiles for a TPU slice."""
+"""Splash attention equals the reference in Pallas' interpreter, and compiles for a TPU slice."""
 
 import os
 import subprocess

@@ -1,0 +1,270 @@
+"""The four verbs on decoders: what predict says, what transformers makes of an export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+import talk
+from safetensors import safe_open
+
+from jaxft import train
+from jaxft.nn.tokens import Tokens
+from jaxft.source import byte_tokenizer, load_tokenizer
+from jaxft.trained import open_trained
+from jaxft.workdir import Workdir
+
+SAME_LOGITS = 1e-5
+"""Relative difference of logits between transformers and jaxft, in float32. Seen is 1e-6."""
+OTHER_ORDER = 1e-6
+"""Relative difference of a loss whose batches were cut in another way."""
+NO_TORCH = "torch, the oracle, is not installed"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> runs.Finished:
+    """A Llama that knows eight chats by heart."""
+    return talk.finished(tmp_path_factory.mktemp("finished"), "llama", "chats")
+
+
+@pytest.fixture
+def call(capsys, finished):
+    """Runs a verb on the finished run and returns its stdout."""
+
+    def run(verb: str, *words: str, workdir: Path | None = None) -> str:
+        capsys.readouterr()
+        runs.VERBS[verb].main([f"--workdir={workdir or finished.workdir}", *words])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, finished):
+    def run(verb: str, *words: str) -> str:
+        return runs.refused(capsys, verb, [f"--workdir={finished.workdir}", *words])
+
+    return run
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# train and evaluate
+
+
+def test_it_learns_eight_chats_by_heart(finished):
+    scores = finished.result["validation"]
+    assert scores["token_accuracy"] == 1.0
+    assert scores["loss"] < 0.05
+    assert scores["perplexity"] == pytest.approx(np.exp(scores["loss"]))
+    assert "of chats every answer" in finished.said
+    assert "learnt tokens in green" in finished.said
+
+
+@pytest.mark.parametrize("recipe", ["llama_sft", "clm"])
+def test_the_smoke_recipes_run(recipe, tmp_path):
+    """On chats and texts that are bundled."""
+    model = "{'model_type': 'llama', 'hidden_size': 8, 'intermediate_size': 8, "
+    model += "'num_hidden_layers': 1, 'num_attention_heads': 1, 'tie_word_embeddings': True, "
+    model += "'max_position_embeddings': 4096}"
+    train.main(
+        [
+            f"--config=configs/{recipe}.py",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.model.config={model}",
+            f"--config.data.cache_dir={tmp_path / 'tokens'}",
+            "--config.train.num_train_epochs=none",
+            "--config.train.max_steps=2",
+            "--config.train.eval_steps=2",
+        ]
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    # Bytes drawn at random: as much as a guess among all of them.
+    assert abs(result["validation"]["loss"] - np.log(len(byte_tokenizer()))) < 0.5
+
+
+def test_evaluate_scores_the_run_and_any_file(call, finished, tmp_path):
+    result = json.loads(call("evaluate"))
+    assert result["step"] == finished.result["best_step"]
+    assert result["rows"] == len(talk.chats())
+    for name, value in finished.result["validation"].items():
+        assert result[name] == pytest.approx(value, rel=OTHER_ORDER)
+    other = talk.lines(tmp_path / "other.jsonl", talk.questions()[:3])
+    assert json.loads(call("evaluate", f"--data={other}"))["loss"] > 1
+
+
+# predict
+
+
+def test_predict_says_what_it_has_learnt_and_echoes_every_row(call, tmp_path):
+    rows = [
+        {"id": i, "messages": chat["messages"][:-1], "more": {"deep": [i]}}
+        for i, chat in enumerate(talk.chats())
+    ]
+    path = talk.lines(tmp_path / "in.jsonl", rows)
+    answers = [chat["messages"][-1]["content"] for chat in talk.chats()]
+    expected = [{**row, "completion": said} for row, said in zip(rows, answers, strict=True)]
+    assert rows_of(call("predict", f"--input={path}")) == expected
+
+
+def test_a_chat_that_ends_with_an_answer_is_asked_again(call, finished):
+    said = rows_of(call("predict", f"--input={finished.keys['data.train']}"))
+    for row, chat in zip(said, talk.chats(), strict=True):
+        assert row == {**chat, "completion": chat["messages"][-1]["content"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_predict_answers_prompts_with_or_without_completions(call, tmp_path, kind):
+    prompts = [row["prompt"] for row in talk.questions()[:3]]
+    if kind == "csv":
+        content = [(prompt, i) for i, prompt in enumerate(prompts)]
+        path = runs.table(tmp_path / "in.csv", content, ("prompt", "n"))
+    else:
+        path = talk.lines(tmp_path / "in.jsonl", talk.questions()[:3])
+    said = rows_of(call("predict", f"--input={path}"))
+    assert [row["prompt"] for row in said] == prompts
+    assert all(isinstance(row["completion"], str) for row in said)
+    assert all("<|" not in row["completion"] for row in said), "special tokens are left out"
+
+
+def test_a_row_without_a_word_gets_null_and_moves_no_other(call, tmp_path):
+    whole = talk.questions()[:3]
+    path = talk.lines(tmp_path / "whole.jsonl", whole)
+    expected = [row["completion"] for row in rows_of(call("predict", f"--input={path}"))]
+    holed = [{"prompt": " ", "id": 7}, whole[0], whole[1], {"prompt": ""}, whole[2]]
+    said = rows_of(call("predict", f"--input={talk.lines(tmp_path / 'holed.jsonl', holed)}"))
+    assert said[0] == {"prompt": " ", "id": 7, "completion": None}
+    assert [said[i]["completion"] for i in (1, 2, 4)] == expected
+
+
+NOTHING_TO_ANSWER: dict[str, list[dict[str, Any]]] = {
+    "an answer alone": [{"messages": [{"role": "assistant", "content": "hello"}]}],
+    "a blank turn": [{"messages": [{"role": "user", "content": " "}]}],
+    "a completion alone": [{"prompt": "Mix", "completion": "a"}, {"prompt": "", "completion": "b"}],
+    "a text": [{"text": "Once upon a time"}],
+}
+
+
+@pytest.mark.parametrize("what", NOTHING_TO_ANSWER)
+def test_a_row_with_words_but_no_prompt_is_refused_with_its_line(refused, tmp_path, what):
+    rows = NOTHING_TO_ANSWER[what]
+    path = talk.lines(tmp_path / "in.jsonl", rows)
+    message = refused("predict", f"--input={path}")
+    assert message == (
+        f"{path} line {len(rows)}: generation without a prompt: there is nothing to answer."
+    )
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(refused, tmp_path):
+    limit = talk.SIZES["max_position_embeddings"]
+    path = talk.lines(tmp_path / "long.jsonl", [{"prompt": "Mix"}, {"prompt": "x" * limit}])
+    message = refused("predict", f"--input={path}")
+    assert f"{path} line 2: the prompt has {limit} tokens, the model {limit} positions" in message
+
+
+# export
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    runs.VERBS["export"].main([f"--workdir={finished.workdir}", f"--output={folder}"])
+    return folder
+
+
+def test_pitfall_19_an_export_has_our_logits_vocabulary_and_tied_head(exported, finished):
+    with safe_open(exported / "model.safetensors", "numpy") as file:
+        names = set(file.keys())
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    assert not any(info.values()), info
+    assert model.config.vocab_size == talk.VOCABULARY > len(byte_tokenizer())
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    ids = np.array([byte_tokenizer()("jaxft compares these logits.")["input_ids"]], np.int32)
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=torch.tensor(ids)).logits.numpy()
+    with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:
+        places = np.arange(ids.shape[1], dtype=np.int32)[None]
+        tokens = Tokens(ids, np.ones_like(ids), places, np.zeros_like(ids))
+        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), trained.params)
+        merged: Any = trained.experiment.drawn.merge(params)
+        ours = jax.jit(lambda tokens: trained.experiment.task.logits(merged, tokens))(tokens)
+    assert np.abs(ours - theirs).max() <= SAME_LOGITS * np.abs(theirs).max()
+
+
+def test_pitfall_8_an_export_is_served_with_the_template_and_the_stop_it_was_trained_with(exported):
+    tokenizer = load_tokenizer(exported)
+    trained_with = byte_tokenizer()
+    assert tokenizer.chat_template == trained_with.chat_template
+    assert tokenizer.get_vocab() == trained_with.get_vocab()
+    ids = {"eos_token_id": [1, 3], "pad_token_id": 0}
+    assert tokenizer.convert_ids_to_tokens([1, 3, 0]) == ["<|endoftext|>", "<|im_end|>", "<|pad|>"]
+    assert json.loads((exported / "generation_config.json").read_text()) == ids
+    config = json.loads((exported / "config.json").read_text())
+    assert {name: config[name] for name in ids} == ids
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(exported).eval()
+    for chat in talk.chats():
+        asked, answer = chat["messages"][:1], chat["messages"][1]["content"]
+        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        given = torch.tensor([tokenizer(prompt)["input_ids"]])
+        said = model.generate(given, max_new_tokens=40, do_sample=False)[0, given.shape[1] :]
+        assert tokenizer.decode(said) == answer + "<|im_end|>"
+
+
+# classify with a decoder
+
+
+def test_a_gpt2_classifies(tmp_path, capsys):
+    folder = talk.folder(tmp_path, "gpt2")
+    words = [(label, label) for label in ("bad", "good", "good one", "bad one")]
+    content = [(f"{text} {i % 5}", label.split()[0]) for i, (text, label) in enumerate(words * 10)]
+    path = runs.table(tmp_path / "rows.csv", content)
+    keys = {
+        "model.pretrained": folder,
+        "data.train": path,
+        "data.validation": path,
+        "data.test": "none",
+        "data.cache_dir": tmp_path / "tokens",
+        "optim.learning_rate": 3e-3,
+        "train.max_steps": 30,
+        "train.eval_steps": 30,
+        "model.dropout": 0,
+        "model.attention_dropout": 0,
+    }
+    result = runs.run(tmp_path / "run", keys)
+    assert result["validation"]["accuracy"] == 1.0
+    said = {}
+    for verb, flag in {"evaluate": "", "predict": f"--input={path}"}.items():
+        capsys.readouterr()
+        runs.VERBS[verb].main([f"--workdir={tmp_path / 'run'}", *filter(None, [flag])])
+        said[verb] = rows_of(capsys.readouterr().out)
+    assert said["evaluate"][0]["accuracy"] == 1.0
+    assert [row["prediction"] for row in said["predict"]] == [label for _, label in content]
+
+    out = tmp_path / "out"
+    runs.VERBS["export"].main([f"--workdir={tmp_path / 'run'}", f"--output={out}"])
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    tokenizer = load_tokenizer(out)
+    texts = [text for text, _ in content[:8]]
+    with torch.no_grad():  # transformers finds the last token by the config's pad_token_id
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    assert model.config.pad_token_id == 0
+    scores = torch.softmax(logits, -1).numpy()
+    ours = [[row["scores"][name] for name in ("bad", "good")] for row in said["predict"][:8]]
+    np.testing.assert_allclose(scores, ours, atol=SAME_LOGITS)
