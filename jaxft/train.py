@@ -2,15 +2,12 @@
 `Run.loop`.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
-from math import ceil
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,25 +15,21 @@ import numpy as np
 
 from jaxft import config as configs
 from jaxft import flags, summary, tasks
-from jaxft.checkpoint import Checkpoints, check_room
-from jaxft.config import Config, Schedule
-from jaxft.data.batches import BatchSource, put, rows_here, stream
+from jaxft.checkpoint import check_room
+from jaxft.config import Config
+from jaxft.data.batches import stream
 from jaxft.data.cache import cache_key
-from jaxft.data.features import EVALUATION, Split, tokenizer_content
-from jaxft.data.plan import Plan
-from jaxft.depths import Depths
+from jaxft.data.features import EVALUATION, tokenizer_content
 from jaxft.errors import UserError
-from jaxft.experiment import Experiment, Say, assemble
+from jaxft.experiment import Say, assemble
 from jaxft.history import History
 from jaxft.host import keep_freed_memory
 from jaxft.interrupts import Interrupts
-from jaxft.nn.weights import Tree, flops_per_token
-from jaxft.optim import learning_rates_by_depth
+from jaxft.nn.weights import Tree
+from jaxft.parts import Parts
 from jaxft.pretrained import Match
-from jaxft.progress import Progress
-from jaxft.recorder import NonFiniteLoss, Recorder, Work
-from jaxft.report import RunLog
-from jaxft.scoring import Outputs, Scorer
+from jaxft.recorder import NonFiniteLoss, Recorder
+from jaxft.scoring import Outputs
 from jaxft.sharding import bytes_per_device, start_processes
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
@@ -79,74 +72,13 @@ def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
 
 
 @dataclass
-class Run:
-    """One run: its parts, derived once each, and what it does with them."""
+class Run(Parts):
+    """One run: what it does with its parts."""
 
-    experiment: Experiment
-    splits: dict[str, Split]
-    workdir: Workdir
-    say: Say
-    history: History = field(default_factory=History)
-    began_s: float = field(default_factory=time.perf_counter)
-    inspection: dict[str, Any] = field(default_factory=dict)
     validated: dict[int, tuple[dict[str, float], Outputs]] = field(default_factory=dict)
     """The last evaluation, by its step."""
-
-    @property
-    def config(self) -> Config:
-        return self.experiment.config
-
-    @cached_property
-    def plan(self) -> Plan:
-        data, train = self.config.data, self.config.train
-        once = Plan(
-            self.splits["train"].lengths,
-            train.batch_size,
-            data.max_length,
-            self.config.seed,
-            data.packing,
-            counts=self.splits["train"].counts,
-            weights=self.splits["train"].rows.weights,
-            width_unit=self.experiment.width_unit,
-            row_unit=self.experiment.row_shards * train.gradient_accumulation_steps,
-        )
-        total = Schedule.of(self.config, once.batches_per_epoch).total
-        return replace(once, epochs=ceil(total / once.batches_per_epoch))
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        return Schedule.of(self.config, self.plan.batches_per_epoch)
-
-    @cached_property
-    def source(self) -> BatchSource:
-        mine = rows_here(self.plan.shape[0], self.experiment.rows)
-        features, collate = self.splits["train"].features, self.experiment.task.collate
-        return BatchSource(self.plan, features, collate, self.schedule.total, mine)
-
-    @cached_property
-    def optimizer(self) -> Any:
-        return self.experiment.optimizer(self.schedule.total)
-
-    @cached_property
-    def abstract(self) -> TrainState:
-        return self.experiment.abstract_state(self.optimizer)
-
-    @property
-    def metric(self) -> str:
-        return self.experiment.metric
-
-    @cached_property
-    def depths(self) -> Depths:
-        return Depths(self.experiment.drawn.weights)
-
-    @cached_property
-    def checkpoints(self) -> Checkpoints:
-        return self.experiment.checkpoints(self.workdir.checkpoints, self.say, writes=True)
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        held_out = {name: split for name, split in self.splits.items() if name != "train"}
-        return Scorer(self.experiment, held_out)
+    began_s: float = field(default_factory=time.perf_counter)
+    inspection: dict[str, Any] = field(default_factory=dict)
 
     def inspect(self) -> None:
         """Shows what the data are and what looks wrong, before anything is spent on them."""
@@ -194,34 +126,6 @@ class Run:
         moments = restored.optimizer
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step
 
-    def compile(self, start: int = 0) -> dict[int, Callable]:
-        """The update for each width of rows and the evaluation, so that memory errors come now and
-        not later.
-        """
-        began_s = time.perf_counter()
-        jitted = self.experiment.train_step(self.optimizer)
-
-        def compile_for(length: int) -> Callable:
-            batch = put(self.source.empty(length), self.experiment.rows)
-            with jax.set_mesh(self.experiment.mesh):
-                return jitted.lower(self.abstract, batch, np.int32(0)).compile()
-
-        # Compilation leaves Python's lock, so that several programs compile side by side.
-        lengths = self.plan.widths_of(start, self.schedule.total)
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            steps = dict(zip(lengths, pool.map(compile_for, lengths), strict=True))
-        with jax.set_mesh(self.experiment.mesh):
-            self.depths.compile(self.abstract.params)
-        self.scorer.compile(self.abstract.params)
-        took_s = time.perf_counter() - began_s
-        self.history.compile_s += took_s
-        listed = ", ".join(map(str, lengths))
-        self.say(
-            f"Compiled the update for {self.plan.shape[0]} rows of {listed} tokens, and "
-            f"evaluation, in {took_s:.1f} s"
-        )
-        return steps
-
     def is_over(self, step: int) -> bool:
         """Whether nothing is left to do after this step: the schedule has ended, or the score
         stopped improving.
@@ -233,7 +137,7 @@ class Run:
     ) -> tuple[TrainState, int]:
         """Updates until the run is over or a signal comes; returns the state and its step."""
         with ExitStack() as stack:
-            recorder = self._recorder(start, stack)
+            recorder = self.recorder(start, stack)
             interrupts = stack.enter_context(Interrupts())
             batches = stream(self.source, start, self.experiment.rows)
             if start == 0:
@@ -244,7 +148,7 @@ class Run:
                     before = recorder.look(step, state.params)
                     state, metrics = steps[length](state, batch, np.int32(step - 1))
                     metrics |= recorder.compare(before, state.params)
-                    recorder.push(step, metrics, self._work(step, length))
+                    recorder.push(step, metrics, self.work(step, length))
 
                     leaving, scores = interrupts.stop(step), None
                     if step % self.schedule.evaluate == 0 or step == self.schedule.total:
@@ -283,27 +187,6 @@ class Run:
                 self.workdir, self.experiment, self.splits, result, found, self.inspection
             )
         return result
-
-    def _recorder(self, start: int, stack: ExitStack) -> Recorder:
-        config, weights = self.config, self.experiment.drawn.weights
-        writes = jax.process_index() == 0
-        saved = configs.to_dict(config)
-        log = RunLog(
-            self.workdir.path, saved, config.train.report_to, start or None, enabled=writes
-        )
-        return Recorder(
-            stack.enter_context(log),
-            stack.enter_context(Progress(self.schedule.total, start, enabled=writes)),
-            self.history,
-            every=self.schedule.log,
-            learning_rates=learning_rates_by_depth(config.optim, weights, self.schedule.total),
-            depths=self.depths,
-        )
-
-    def _work(self, step: int, length: int) -> Work:
-        computed = self.plan.shape[0] * length
-        flops = flops_per_token(self.experiment.drawn.weights, length) * computed
-        return Work(self.plan.examples(step - 1), self.plan.tokens(step - 1), flops)
 
     def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:
         recorder.drain()

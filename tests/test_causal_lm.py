@@ -29,12 +29,12 @@ from jaxft.nn.weights import Tree, flatten
 from jaxft.source import byte_tokenizer
 from jaxft.tasks.causal_lm import Task
 
-SUM_RTOL = 2e-6
+SUM_RTOL = 1e-6
 """Relative difference of a loss whose tokens are added up in another order. Seen is 2e-7."""
-GRAD_RTOL = 2e-5
-"""Largest error of a gradient over its largest magnitude, for the same reason. Seen is 2e-6."""
-STEPS_ATOL = 1e-6
-"""The same of weights after three updates of SGD at a rate of 0.1."""
+GRAD_RTOL = 5e-6
+"""Largest error of a gradient over its largest magnitude, for the same reason. Seen is 1e-6."""
+STEPS_ATOL = 2e-7
+"""Of weights after three updates of SGD at a rate of 0.1. Seen is 3e-8."""
 EIGHT, LIMIT = 8, 128
 EOS, END = "<|endoftext|>", "<|im_end|>"
 PACKINGS = ("batch", "rows", "none")
@@ -334,7 +334,7 @@ def test_pitfall_27_another_chat_template_makes_other_tokens(tmp_path):
         folder = talk.folder(tmp_path / name)
         template = folder / "chat_template.jinja"
         if name == "other":
-            template.write_text(template.read_text().replace("assistant", "bot"))
+            template.write_text(template.read_text().replace(END, END + " "))
         (split, _) = talk.begin(talk.recipe(folder, data))[0].splits.values()
         found.append(split.lengths.tolist())
     assert found[0] != found[1]

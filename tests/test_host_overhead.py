@@ -82,7 +82,7 @@ def test_pitfall_31_host_time_is_what_the_loop_adds_and_not_its_waiting(run, mon
 
     monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     with ExitStack() as stack:
-        notes = run._recorder(0, stack)
+        notes = run.recorder(0, stack)
         notes.every = STEPS + 1
         for step in range(1, STEPS + 1):
             pass_time(0.002)  # the host fetches a batch and hands the update out
