@@ -66,6 +66,18 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="module")
+def hurry():
+    """Compiles without optimizing: for many programs that are each run a few times."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of a trained BERT."""

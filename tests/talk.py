@@ -143,16 +143,15 @@ class Seen(NamedTuple):
 
 
 def learn(run: Run, matched: Any) -> Seen:
-    """All updates of a run, compiled in a hurry; nothing is evaluated or written."""
+    """All updates of a run; nothing is evaluated or written."""
     experiment, seen = run.experiment, []
     state, jitted = experiment.initial_state(run.optimizer, matched), {}
-    hurry = {"xla_backend_optimization_level": 0}
     for k in range(run.schedule.total):
         batch, width = put(run.source[k], experiment.rows), run.plan[k][1]
         if width not in jitted:
             with jax.set_mesh(experiment.mesh):
                 traced = experiment.train_step(run.optimizer).lower(state, batch, np.int32(k))
-            jitted[width] = traced.compile(compiler_options=hurry)
+            jitted[width] = traced.compile()
         state, metrics = jitted[width](state, batch, np.int32(k))
         assert metrics["accepted"]
         seen.append((metrics["loss"], metrics["grad_norm"]))

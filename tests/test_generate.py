@@ -21,6 +21,7 @@ from jaxft.generate import MULTIPLE, Generator, Sampling, choose, of_model
 from jaxft.nn.weights import flatten, unflatten
 from jaxft.sharding import ROWS, make_mesh, weight_shardings
 
+pytestmark = pytest.mark.usefixtures("hurry")
 FAMILIES = ("llama", "qwen3", "gpt2")
 LENGTHS = (7, 1, 12, 4, 9)
 NEW = 20
@@ -34,16 +35,6 @@ NEVER = (talk.VOCABULARY + 7,)
 
 STD = 0.5
 """Of weights: with smaller ones a model says one thing over and over."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurry():
-    """Many programs, each run once or twice."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
 
 
 def generator(family: str = "llama", sizes: dict[str, int] = talk.ONE_DEVICE) -> Generator:

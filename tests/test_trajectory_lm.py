@@ -15,6 +15,7 @@ from jaxft.train import Run
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
+pytestmark = pytest.mark.usefixtures("hurry")
 STEPS = 50
 ROWS, BATCH = 90, 32
 """Three updates an epoch, one of them of 26 examples."""

@@ -18,6 +18,7 @@ from jaxft.source import byte_tokenizer, load_tokenizer
 from jaxft.trained import open_trained
 from jaxft.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("hurry")
 SAME_LOGITS = 1e-5
 """Relative difference of logits between transformers and jaxft, in float32. Seen is 1e-6."""
 OTHER_ORDER = 1e-6

@@ -197,8 +197,8 @@ def test_pitfall_17_the_gradient_never_holds_all_logits(rows):
             compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*given).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert needed(losses.vocabulary_loss) < 4 * losses.LOGITS_BYTES < all_logits / 1.9
+    assert needed(losses.vocabulary_loss) < 3 * losses.LOGITS_BYTES < all_logits / 2
     assert needed(plain) > all_logits
     with jax.set_mesh(made):
         compiled = jax.jit(losses.token_scores).lower(*given[:3]).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * losses.LOGITS_BYTES
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * losses.LOGITS_BYTES
