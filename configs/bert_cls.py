@@ -4,8 +4,9 @@
     python -m jaxft.train --config=configs/bert_cls.py --config.data.train=mine.csv \
         --config.model.pretrained=google-bert/bert-base-uncased
 
-As it is: all-MiniLM-L6-v2 on the bundled support tickets, 208 updates, 73.8 % test accuracy on
-seed 0 (15.5 % for the commonest class), some minutes on 2 CPU cores. See docs/benchmarks.md.
+As it is: all-MiniLM-L6-v2 on the bundled support tickets, 208 updates, about two minutes on 2 CPU
+cores. Test accuracy over 5 seeds 71.1 % (68.9 to 74.8); the same architecture from scratch 18.4 %,
+the commonest class 15.5 %. See docs/benchmarks.md.
 """
 
 from pathlib import Path

@@ -12,6 +12,7 @@ from jaxft.hardware import choose_attention
 
 GPU: Any = SimpleNamespace(platform="gpu", compute_capability="9.0")
 CPU: Any = SimpleNamespace(platform="cpu")
+TPU: Any = SimpleNamespace(platform="tpu")
 CAN: dict[str, Any] = {"dtype": "bfloat16", "dropout": 0.0, "device": GPU, "packed": False}
 OBSTACLES = {
     "a cpu device": {"device": CPU},
@@ -28,7 +29,7 @@ def test_cudnn_is_chosen_where_it_can_do_what_is_asked():
 
 
 @pytest.mark.parametrize("what", OBSTACLES)
-def test_cudnn_is_not_chosen_and_refused_where_it_cannot(what):
+def test_pitfall_21_cudnn_is_not_chosen_and_refused_where_it_cannot(what):
     given = CAN | OBSTACLES[what]
     assert choose_attention("auto", **given) == "xla"
     assert choose_attention("xla", **given) == "xla"
@@ -38,14 +39,24 @@ def test_cudnn_is_not_chosen_and_refused_where_it_cannot(what):
     assert sum(words in str(error.value) for words in OBSTACLES) == 1
 
 
+def test_splash_is_chosen_on_a_tpu_packed_or_not_unless_attention_is_dropped():
+    for packed in (True, False):
+        given = CAN | {"device": TPU, "packed": packed}
+        assert choose_attention("auto", **given) == "splash"
+        assert choose_attention("auto", **given | {"dropout": 0.1}) == "xla"
+    for device, dropout, words in (GPU, 0.0, "a gpu device"), (TPU, 0.1, "attention dropout"):
+        with pytest.raises(UserError, match=words):
+            choose_attention("splash", **CAN | {"device": device, "dropout": dropout})
+
+
 @pytest.mark.parametrize("packing", ["batch", "rows", "none"])
 def test_an_experiment_tells_whether_its_rows_are_shared(packing, tiny_bert_folder, monkeypatch):
-    told = []
+    told, keys = [], runs.finished(tiny_bert_folder).keys
 
     def note(*args: Any, packed: bool) -> str:
         told.append(packed)
         return hardware.choose_attention(*args, packed=packed)
 
     monkeypatch.setattr(experiment, "choose_attention", note)
-    runs.assembled(runs.finished(tiny_bert_folder).keys | {"data.packing": packing})
+    runs.assembled(keys | {"data.packing": packing})
     assert told == [packing != "none"]

@@ -1,6 +1,7 @@
 """The README's table of keys is the schema's; `python tests/test_readme.py` writes it anew."""
 
 from pathlib import Path
+from pkgutil import iter_modules
 
 from jaxft import schema, tasks
 
@@ -10,9 +11,16 @@ START, END = "<!-- keys -->\n", "<!-- /keys -->"
 
 def table() -> str:
     rows = ["| key | default | what | allowed |", "|---|---|---|---|"]
-    for key in schema.keys(tasks.options(schema.DEFAULT_TASK)):
-        cells = (f"`{key.name}`", f"`{key.default}`", key.help, key.allowed)
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    shared = schema.keys(tasks.options(schema.DEFAULT_TASK))
+    known = {key.name for key in shared}
+    names = [module.name for module in iter_modules(tasks.__path__)]
+    for name in sorted(names, key=lambda name: (name != schema.DEFAULT_TASK, name)):
+        own = [key for key in schema.keys(tasks.options(name)) if key.name.startswith("task.")]
+        wanted = shared if name == schema.DEFAULT_TASK else [k for k in own if k.name not in known]
+        for key in wanted:
+            of = f"{name}: " if key in own and key.name != "task.name" else ""
+            cells = (f"`{key.name}`", f"`{key.default}`", of + key.help, key.allowed)
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -33,7 +33,7 @@ def row():
 
 
 @pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 16), (False, None)])
-def test_it_equals_the_reference_forward_and_backward(row, causal, window):
+def test_pitfall_22_it_equals_the_reference_forward_and_backward(row, causal, window):
     arrays, side = row
     real = np.asarray(side.segments_BL != 0)[..., None, None]
     mix = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32) * real
