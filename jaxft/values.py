@@ -67,7 +67,7 @@ def read(text: str, hint: Any, must: str = "") -> Any:
             return accept(candidate, hint, must)
         except ValueError as refusal:
             refusals.append(refusal)
-            if type(candidate) in map(get_origin, members(hint)):
+            if type(candidate) in [get_origin(kind) for kind in members(hint)]:
                 break  # a dict that is out of range is no text that looks like one
     raise refusals[0]
 
