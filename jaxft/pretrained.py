@@ -41,7 +41,14 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        path = self.folder / "config.json"
+        path, adapter = self.folder / "config.json", self.folder / "adapter_config.json"
+        if adapter.exists():
+            base = _read_json(adapter).get("base_model_name_or_path") or "its base model"
+            raise UserError(
+                f"{self.folder} holds an adapter of {base}, and full weights are needed. Merge it "
+                "first: peft's AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload(), "
+                "then save_pretrained."
+            )
         if not path.exists():
             raise UserError(
                 f"{self.folder} has no config.json: is it the folder of a transformers model?"

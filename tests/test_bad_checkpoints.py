@@ -57,7 +57,14 @@ def double_norm(folder: Path) -> None:
     rewrite(folder, tensors | {"embeddings.LayerNorm.beta": tensors["embeddings.LayerNorm.bias"]})
 
 
+def only_an_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "meta/base"}')
+    (folder / hub.SINGLE).rename(folder / "adapter_model.safetensors")
+    (folder / "config.json").unlink()
+
+
 BAD = {
+    "an adapter": (only_an_adapter, ["holds an adapter of meta/base", "merge_and_unload"]),
     "no config": (lambda d: (d / "config.json").unlink(), ["has no config.json"]),
     "config not JSON": (
         lambda d: (d / "config.json").write_text("{'a'"),
