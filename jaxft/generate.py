@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from jaxft.nn.attention import Side
-from jaxft.nn.decoder import Recall
+from jaxft.nn.memory import Recall
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import Tree
 

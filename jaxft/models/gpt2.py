@@ -10,9 +10,11 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.nn.attention import Side, attention
-from jaxft.nn.decoder import HEAD, Decoder, DecoderDims, Memory, Recall, heads, remember, stacks
+from jaxft.nn.decoder import HEAD, Decoder, heads, stacks
 from jaxft.nn.fields import Harmless
+from jaxft.nn.gated import DecoderDims
 from jaxft.nn.layers import ACTIVATIONS, Compute, Embed, LayerNorm, Linear, dropout, split
+from jaxft.nn.memory import Memory, Recall, remember
 from jaxft.nn.tokens import Tokens
 
 PREFIX = "transformer"

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxft.nn.decoder import DecoderDims, RotaryDecoder
+from jaxft.nn.decoder import RotaryDecoder
 from jaxft.nn.fields import Harmless
+from jaxft.nn.gated import DecoderDims
 from jaxft.nn.rope import read_rope
 
 PREFIX = "model"

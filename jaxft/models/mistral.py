@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxft.models import llama
-from jaxft.nn.decoder import DecoderDims, RotaryDecoder
+from jaxft.nn.decoder import RotaryDecoder
+from jaxft.nn.gated import DecoderDims
 from jaxft.nn.rope import read_rope
 
 PREFIX = "model"

@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxft.errors import UserError
 from jaxft.models import llama
-from jaxft.nn.decoder import DecoderDims, RotaryDecoder
+from jaxft.nn.decoder import RotaryDecoder
+from jaxft.nn.gated import DecoderDims
 from jaxft.nn.rope import read_rope
 
 PREFIX = "model"

@@ -32,9 +32,9 @@ import jaxft.models.gpt2
 import jaxft.nn.attention
 from jaxft.models import Blueprint, family
 from jaxft.nn.attention import Side
-from jaxft.nn.decoder import Recall
 from jaxft.nn.fields import read_dims
 from jaxft.nn.layers import Compute
+from jaxft.nn.memory import Recall
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import flatten, unflatten
 from jaxft.sharding import AXES, ROWS, make_mesh, weight_shardings
