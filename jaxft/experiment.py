@@ -23,6 +23,7 @@ from jaxft.data.features import Rows, Split, read_splits, tokenise
 from jaxft.errors import UserError
 from jaxft.hardware import choose_attention, choose_dtype
 from jaxft.models import Blueprint
+from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.layers import Compute
 from jaxft.nn.weights import Path, unflatten
 from jaxft.optim import make_optimizer
@@ -31,8 +32,6 @@ from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 
 Say = Callable[[str], None]
-WIDTH_UNITS = {"splash": 128}
-"""Attention kernels that cut rows into blocks."""
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 

@@ -27,9 +27,8 @@ class Workdir:
     """Names of what lies where.
 
     `config.json` as resolved; `task.json`, what the task read off the data; `inputs.json`, digests
-    of what was read; `model/`, the Hugging Face
-    config and tokenizer that an export will carry; `checkpoints/`; TensorBoard events,
-    `metrics.jsonl`; at the end `result.json` and `report.html`.
+    of what was read; `model/`, the Hugging Face config and tokenizer that an export will carry;
+    `checkpoints/`; TensorBoard events, `metrics.jsonl`; at the end `result.json` and `report.html`.
     """
 
     path: str

@@ -169,10 +169,7 @@ class Plan:
         """
         fullest = []
         for epoch in range(self.epochs):
-            random = _random(self, epoch)
-            order = random.permutation(self._items(epoch))
-            batches = _balanced(self.lengths, order, self.batch_size, random)
-            lengths_NE = np.where(batches >= 0, self.lengths[batches], 0)
+            _, lengths_NE = _balanced(self, epoch)
             fullest.append(lengths_NE[np.argsort(-lengths_NE.sum(1), kind="stable")[:SAMPLE]])
         lengths_NE = np.concatenate(fullest)
 
@@ -220,15 +217,14 @@ class Plan:
 @lru_cache(maxsize=8)
 def _epoch(plan: Plan, epoch: int) -> np.ndarray:
     """Example numbers [batches, R, M] of one pass over the data."""
-    size, random = plan.batch_size, _random(plan, epoch)
-    items = plan._items(epoch)
     if plan.packing == "rows":
-        numbers = _cut(items if plan.seed is None else random.permutation(items), size)
+        items = plan._items(epoch)
+        order = items if plan.seed is None else _random(plan, epoch).permutation(items)
+        numbers = _cut(order, plan.batch_size)
         return np.where(numbers[..., None] >= 0, plan._packed[0][numbers], -1)
     if plan.packing == "none":
-        return _grouped(plan, items, random)[..., None]
-    batches = _balanced(plan.lengths, random.permutation(items), size, random)
-    lengths_NE = np.where(batches >= 0, plan.lengths[batches], 0)
+        return _grouped(plan, epoch)[..., None]
+    batches, lengths_NE = _balanced(plan, epoch)
     packed_NRM = first_fit(lengths_NE, plan.widths[0])
     numbers = batches[np.arange(len(batches))[:, None, None], packed_NRM]
     return np.where(packed_NRM >= 0, numbers, -1).astype(np.int32)
@@ -242,25 +238,27 @@ def _random(plan: Plan, epoch: int) -> np.random.Generator:
     return np.random.default_rng([plan.seed or 0, epoch])
 
 
-def _grouped(plan: Plan, items: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _grouped(plan: Plan, epoch: int) -> np.ndarray:
     """Batches [N, batch_size] of examples of like length, as transformers' length grouping makes
     them; in order of length for evaluation.
     """
-    lengths, size = plan.lengths, plan.batch_size
+    lengths, size, items = plan.lengths, plan.batch_size, plan._items(epoch)
     if plan.seed is None:
         return _cut(items[np.argsort(lengths[items], kind="stable")], size)
+    random = _random(plan, epoch)
     order = random.permutation(items)
     groups = [order[i : i + GROUP * size] for i in range(0, len(order), GROUP * size)]
     order = np.concatenate([g[np.argsort(lengths[g], kind="stable")] for g in groups])
     return random.permutation(_cut(order, size))
 
 
-def _balanced(
-    lengths: np.ndarray, order: np.ndarray, size: int, random: np.random.Generator
-) -> np.ndarray:
-    """Random batches [N, size] of the examples in `order` that all have about as many tokens: of a
-    group of them, sorted by length, each batch draws one from every stretch.
+def _balanced(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random batches [N, size] that all have about as many tokens, and the lengths of their
+    examples, 0 where there is none: of a group of examples, sorted by length, each batch draws one
+    from every stretch.
     """
+    lengths, size, random = plan.lengths, plan.batch_size, _random(plan, epoch)
+    order = random.permutation(plan._items(epoch))
     whole = len(order) // size * size
     batches = []
     for start in range(0, whole, GROUP * size):
@@ -269,7 +267,8 @@ def _balanced(
         batches.append(random.permuted(stretches, axis=1).T)
     if whole < len(order):
         batches.append(_cut(order[whole:], size))
-    return random.permutation(np.concatenate(batches))
+    dealt = random.permutation(np.concatenate(batches))
+    return dealt, np.where(dealt >= 0, lengths[dealt], 0)
 
 
 def _cut(order: np.ndarray, size: int) -> np.ndarray:

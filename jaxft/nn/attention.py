@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jaxft.nn.layers import dropout
 from jaxft.nn.tokens import Tokens
 
+WIDTH_UNITS = {"splash": 128}
+"""Kernels that cut rows into blocks, and what the rows' width must be a multiple of."""
+
 
 class Side(NamedTuple):
     """What decides who sees whom, of queries or of keys; both int32."""

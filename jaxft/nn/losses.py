@@ -77,9 +77,10 @@ def _forward(
         parts = _cut((hidden_BLD, targets_BL, weights_BL), n)
         (loss, d_head_DV), d_hidden = lax.scan(chunk, zeros, parts)
         # Once for all chunks: a reduction in the loop would send the whole head each time.
-        return *_over_rows((loss, d_head_DV)), _joined(d_hidden)
+        sums = lax.psum((loss, d_head_DV), axes) if axes else (loss, d_head_DV)
+        return *sums, _joined(d_hidden)
 
-    rows = P(_ROWS)
+    rows, axes = P(_ROWS), _row_axes()
     run = _by_rows(both, (rows, P(), rows, rows), (P(), P(), rows))
     loss, d_head_DV, d_hidden_BLD = run(hidden_BLD, head_DV, targets_BL, weights_BL)
     return loss, (d_hidden_BLD, d_head_DV)
@@ -142,15 +143,3 @@ def _by_rows(function: Callable, in_specs: tuple, out_specs: tuple) -> Callable:
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_ROWS), check_vma=False
     )
-
-
-def _over_rows(values: tuple) -> tuple:
-    """Sums over the devices that hold other rows."""
-    axes = _row_axes_inside()
-    return jax.tree.map(lambda x: lax.psum(x, axes), values) if axes else values
-
-
-def _row_axes_inside() -> tuple[str, ...]:
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = getattr(mesh, "manual_axes", ())
-    return tuple(axis for axis in _ROWS if axis in manual)

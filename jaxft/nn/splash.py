@@ -11,8 +11,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
-LANES = 128
-"""Rows must be multiples of this wide."""
+from jaxft.nn.attention import WIDTH_UNITS
+
+LANES = WIDTH_UNITS["splash"]
 BLOCK = 512
 """Queries, and keys, of a block at most."""
 

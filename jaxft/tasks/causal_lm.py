@@ -76,19 +76,9 @@ class Options:
     )
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is learnt of each example, and how answers are written."""
-
-    completion_only_loss: bool = True
-    assistant_only_loss: bool = True
-    turns: Literal["all", "last"] = "all"
-    chat_template: str | None = None
-    cut_answers: bool = False
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
+@dataclass(frozen=True, kw_only=True)
+class Task(Options):
+    """What is learnt of each example and how answers are written: the options, nothing else."""
 
     num_labels = 0
     labels = ()
@@ -99,7 +89,7 @@ class Task:
 
     @classmethod
     def from_rows(cls, options: Options, rows: Rows, known: Sequence[str]) -> "Task":
-        """Nothing is read off the data: all that decides stands in the options."""
+        """Nothing is read off the data."""
         return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
 
     def prepare(self, tokenizer: Any) -> Any:
