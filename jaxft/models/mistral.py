@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxft.models import llama
-from jaxft.nn.decoder import RotaryDecoder
-from jaxft.nn.gated import DecoderDims
-from jaxft.nn.rope import read_rope
+from jaxft.nn.decoder import RotaryDecoder, RotaryDims
 
 PREFIX = "model"
 ARCHITECTURES = {
@@ -23,61 +21,18 @@ DROPOUT_FIELDS = llama.DROPOUT_FIELDS
 
 
 @dataclass(frozen=True)
-class Dims:
-    """The fields of `config.json` that shape the model, with transformers' names and defaults."""
+class Dims(RotaryDims):
+    """The shared fields of `config.json`, and Mistral's own or other defaults."""
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
     intermediate_size: int = 14336
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
     num_key_value_heads: int = 8
-    head_dim: int | None = None
-    hidden_act: str = "silu"
     max_position_embeddings: int = 131072
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    rope_theta: float | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
     sliding_window: int | None = 4096
-    attention_dropout: float = 0.0
 
     @property
-    def decoder(self) -> DecoderDims:
-        head_width = self.head_dim or self.hidden_size // self.num_attention_heads
-        return DecoderDims(
-            vocab=self.vocab_size,
-            layers=self.num_hidden_layers,
-            width=self.hidden_size,
-            heads=self.num_attention_heads,
-            kv_heads=self.num_key_value_heads,
-            head_width=head_width,
-            mlp=self.intermediate_size,
-            activation=self.hidden_act,
-            eps=self.rms_norm_eps,
-            std=self.initializer_range,
-            tied=self.tie_word_embeddings,
-            rope=read_rope(
-                head_width,
-                self.max_position_embeddings,
-                self.rope_theta,
-                self.rope_scaling,
-                self.rope_parameters,
-            ),
-            windows=(self.sliding_window,) * self.num_hidden_layers,
-            attention_dropout=self.attention_dropout,
-        )
-
-    @property
-    def heads(self) -> int:
-        """What `mesh.tensor` must divide."""
-        return self.decoder.kv_heads
-
-    @property
-    def max_length(self) -> int:
-        return self.max_position_embeddings
+    def differences(self) -> dict[str, Any]:
+        windows = (self.sliding_window,) * self.num_hidden_layers
+        return {"kv_heads": self.num_key_value_heads, "windows": windows}
 
 
 class Model(RotaryDecoder):

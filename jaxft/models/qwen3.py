@@ -3,6 +3,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxft.models import llama, qwen2
 from jaxft.nn.decoder import RotaryDecoder
@@ -26,15 +27,10 @@ class Dims(qwen2.Dims):
     head_dim: int | None = 128
     attention_bias: bool = False
 
-    qk_norm = True
-
     @property
-    def attention_biases(self) -> bool:  # type: ignore[override]
-        return self.attention_bias
-
-    @property
-    def output_bias(self) -> bool:  # type: ignore[override]
-        return self.attention_bias
+    def differences(self) -> dict[str, Any]:
+        bias = {"attention_bias": self.attention_bias, "output_bias": self.attention_bias}
+        return super().differences | bias | {"qk_norm": True}
 
 
 class Model(RotaryDecoder):

@@ -4,6 +4,7 @@ B rows, L tokens, D model width, C classes, V vocabulary, N layers, M examples a
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxft.nn.attention import Side
 from jaxft.nn.gated import DecoderDims, GatedBlock
 from jaxft.nn.layers import Compute, Embed, Linear, RMSNorm, constrain_rows, split
 from jaxft.nn.memory import Memory, Recall
+from jaxft.nn.rope import read_rope
 from jaxft.nn.stack import Stack
 from jaxft.nn.tokens import Tokens, last_token
 
@@ -109,6 +111,70 @@ class Decoder(nnx.Module):
         return self.norm(x_BLD), renewed
 
 
+@dataclass(frozen=True)
+class RotaryDims:
+    """The fields of `config.json` that Llama and its relatives share, with transformers' names and
+    Llama's defaults; a family adds its own, and says in `differences` what they mean.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    rope_theta: float | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    attention_dropout: float = 0.0
+
+    @property
+    def differences(self) -> dict[str, Any]:
+        """Fields of `DecoderDims` that only some families have, or have otherwise."""
+        return {}
+
+    @property
+    def decoder(self) -> DecoderDims:
+        head_width = self.head_dim or self.hidden_size // self.num_attention_heads
+        shared: dict[str, Any] = {
+            "vocab": self.vocab_size,
+            "layers": self.num_hidden_layers,
+            "width": self.hidden_size,
+            "heads": self.num_attention_heads,
+            "kv_heads": self.num_key_value_heads or self.num_attention_heads,
+            "head_width": head_width,
+            "mlp": self.intermediate_size,
+            "activation": self.hidden_act,
+            "eps": self.rms_norm_eps,
+            "std": self.initializer_range,
+            "tied": self.tie_word_embeddings,
+            "rope": read_rope(
+                head_width,
+                self.max_position_embeddings,
+                self.rope_theta,
+                self.rope_scaling,
+                self.rope_parameters,
+            ),
+            "attention_dropout": self.attention_dropout,
+        }
+        return DecoderDims(**shared | self.differences)
+
+    @property
+    def heads(self) -> int:
+        """What `mesh.tensor` must divide."""
+        return self.decoder.kv_heads
+
+    @property
+    def max_length(self) -> int:
+        return self.max_position_embeddings
+
+
 class RotaryDecoder(Decoder):
     """A decoder with rotary positions and gated blocks: Llama and its relatives.
 
@@ -117,7 +183,7 @@ class RotaryDecoder(Decoder):
 
     def __init__(
         self,
-        config: Any,
+        config: RotaryDims,
         *,
         output: str | None = None,
         num_labels: int = 0,
