@@ -25,9 +25,9 @@ from jaxft.hardware import choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.layers import Compute
-from jaxft.nn.weights import Path, unflatten
+from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
-from jaxft.sharding import ROWS, check_divides, make_mesh, state_shardings, weight_shardings
+from jaxft.sharding import ROWS, Places, check_divides, make_mesh
 from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 
@@ -48,8 +48,9 @@ class Experiment:
     mesh: Mesh
 
     @cached_property
-    def shardings(self) -> dict[Path, NamedSharding]:
-        return weight_shardings(self.drawn.weights, self.mesh)
+    def places(self) -> Places:
+        """Where weights, gradients and the optimizer's state lie."""
+        return Places(self.drawn.weights, self.mesh, self.config.mesh.zero_stage)
 
     @property
     def rows(self) -> NamedSharding:
@@ -63,7 +64,7 @@ class Experiment:
     @property
     def width_unit(self) -> int:
         """What the width of rows must be a multiple of."""
-        return WIDTH_UNITS.get(self.drawn.compute.attention, 1)
+        return WIDTH_UNITS.get(self.drawn.compute.attention, 1) * self.mesh.shape["context"]
 
     @property
     def row_shards(self) -> int:
@@ -85,7 +86,7 @@ class Experiment:
     @property
     def abstract_params(self) -> Any:
         leaves = {
-            path: jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=self.shardings[path])
+            path: jax.ShapeDtypeStruct(weight.shape, jnp.float32, sharding=self.places.params[path])
             for path, weight in self.drawn.weights.items()
         }
         return unflatten(leaves)
@@ -118,11 +119,14 @@ class Experiment:
     def abstract_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         """The TrainState as shapes with shardings, nothing allocated."""
         params = self.abstract_params
-        state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, {}, optimizer.init(p)), params)
-        placed = state_shardings(state, self.drawn.weights, self.mesh)
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
+        moments = jax.eval_shape(optimizer.init, params)
+        moments = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            moments,
+            self.places.state(moments),
         )
+        step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.replicated)
+        return TrainState(step, params, {}, moments)
 
     def initial_state(
         self, optimizer: optax.GradientTransformation, matched: pretrained.Match | None
@@ -131,9 +135,9 @@ class Experiment:
         zero.
         """
         weights = self.drawn.weights
-        params = pretrained.read(matched, weights, self.shardings) if matched else {}
+        params = pretrained.read(matched, weights, self.places.params) if matched else {}
         params |= self.drawn.initialise(
-            set(weights) - set(params), self.shardings, self.config.seed
+            set(weights) - set(params), self.places.params, self.config.seed
         )
         tree = unflatten({path: params[path] for path in weights})
         abstract = self.abstract_state(optimizer)
@@ -148,6 +152,7 @@ class Experiment:
             task=self.task,
             merge=self.drawn.merge,
             optimizer=optimizer,
+            gradients=unflatten(self.places.gradients),
             seed=self.config.seed,
             micro_batches=self.config.train.gradient_accumulation_steps,
         )
@@ -182,7 +187,7 @@ def assemble(
     rows = read_splits(module, config.data, config.seed, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
-    drawn = _draw(config, source.config, module, task, say)
+    drawn = _draw(config, source.config, module, task, mesh, say)
     _check_head(source, drawn, task, config.model.new_head)
     tokenizer = task.prepare(source.tokenizer)
     experiment = Experiment(config, module, task, drawn, tokenizer, mesh)
@@ -201,6 +206,7 @@ def assemble(
         heads=drawn.dims.heads,
         batch_size=train.batch_size,
         micro_batches=train.gradient_accumulation_steps,
+        max_length=config.data.max_length,
     )
     return experiment, tokenise_splits(experiment, rows, say), matched
 
@@ -215,8 +221,8 @@ def reopen(
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
-    drawn = _draw(config, hf_config, module, restored, say)
     mesh = make_mesh({"data": -1})
+    drawn = _draw(config, hf_config, module, restored, mesh, say)
     return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
 
@@ -227,15 +233,20 @@ def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows], say: Say) 
 
 
 def _draw(
-    config: Config, hf_config: Mapping[str, Any], module: ModuleType, task: Any, say: Say
+    config: Config,
+    hf_config: Mapping[str, Any],
+    module: ModuleType,
+    task: Any,
+    mesh: Mesh,
+    say: Say,
 ) -> Blueprint:
-    model = config.model
+    model, device = config.model, mesh.devices.flat[0]
     rates = ("dropout", "attention_dropout", "classifier_dropout")
-    dtype = choose_dtype(model.dtype, jax.devices()[0])
+    dtype = choose_dtype(model.dtype, device)
     compute = Compute(
         dtype,
         activation_checkpointing=model.activation_checkpointing,
-        unroll_layers=jax.default_backend() == "cpu",
+        unroll_layers=device.platform == "cpu",
     )
     drawn = Blueprint.draw(
         hf_config,
@@ -248,8 +259,9 @@ def _draw(
         model.attention,
         dtype,
         drawn.attention_dropout,
-        jax.devices()[0],
+        device,
         packed=config.data.packing != "none",
+        parts=mesh.shape["context"],
     )
     say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")
     return drawn.redraw(replace(compute, attention=attention))

@@ -35,10 +35,10 @@ def choose_dtype(wanted: str, device: jax.Device) -> Any:
 
 
 def choose_attention(
-    wanted: str, dtype: str, dropout: float, device: jax.Device, *, packed: bool
+    wanted: str, dtype: str, dropout: float, device: jax.Device, *, packed: bool, parts: int = 1
 ) -> Any:
     """The device's own kernel where it can do what is asked, else XLA's; an explicit choice is kept
-    or refused. `packed`: whether examples share rows.
+    or refused. `packed`: whether examples share rows; `parts`: in how many each row is split.
     """
     dropping = f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)"
     obstacles = {
@@ -47,6 +47,7 @@ def choose_attention(
             f"{dtype} computation": dtype != "bfloat16",
             dropping: dropout > 0,
             "examples that share rows (data.packing=none keeps them apart)": packed,
+            f"rows that mesh.context={parts} splits": parts > 1,
         },
         "splash": {
             f"a {device.platform} device": device.platform != "tpu",

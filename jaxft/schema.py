@@ -152,7 +152,11 @@ class Mesh:
 
     data: int = key(-1, "copies of the network, each with its part of the batch", "-1 or >= 1")
     fsdp: int = key(1, "parts of batch, weights and optimizer state", "-1 or >= 1")
+    context: int = key(1, "parts of each row's tokens, for long rows", "-1 or >= 1")
     tensor: int = key(1, "parts of each layer's heads and widths", "-1 or >= 1")
+    zero_stage: int = key(
+        3, "what fsdp splits: 2 gradients and optimizer state, 3 weights too", ">= 2 and <= 3"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,25 +2,30 @@
 
 A weight is split over `tensor` along the axis that attention heads, feed-forward units or the
 vocabulary index, and over `fsdp` along any axis that divides; what remains is replicated. Rows of a
-batch are split over `data` and `fsdp`.
+batch are split over `data` and `fsdp`, the tokens of a row over `context`.
 """
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
-from math import prod
+from math import gcd, prod
 from pathlib import Path as FilePath
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
+from jaxft.nn import partition
 from jaxft.nn.weights import Path, Weight
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = PartitionSpec(("data", "fsdp"))
+AXES = (*partition.ROWS, partition.SEQUENCE, partition.WIDTH)
+"""Outermost first: what is sent most often goes between neighbours."""
+ROWS = PartitionSpec(partition.ROWS)
 _TENSOR_AXES = ("heads", "mlp", "vocab")
 
 
@@ -75,11 +80,43 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             "one may be -1 for the rest."
         )
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
+    across = _across(wanted, slices)
+    within = [size // across[axis] for axis, size in wanted.items()]
+    grid = create_hybrid_device_mesh(
+        within, list(across.values()), devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=types)
 
 
-def check_divides(mesh: Mesh, *, heads: int, batch_size: int, micro_batches: int) -> None:
-    """Raises UserError where the mesh cannot split the batch or the attention heads."""
+def _across(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
+    """How many slices of a pod each axis spans: those that are rarely sent over, first.
+
+    Raises:
+        UserError: `data` and `fsdp` together cannot span them.
+    """
+    across, left = dict.fromkeys(sizes, 1), slices
+    for axis in partition.ROWS:
+        across[axis] = gcd(sizes[axis], left)
+        left //= across[axis]
+    if left > 1:
+        given = " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in partition.ROWS)
+        raise UserError(
+            f"{given} cannot be spread over {slices} slices, which only these axes span: make "
+            f"mesh.data a multiple of {slices}."
+        )
+    return across
+
+
+def check_divides(
+    mesh: Mesh, *, heads: int, batch_size: int, micro_batches: int, max_length: int
+) -> None:
+    """Raises UserError where the mesh cannot split the batch, the tokens or the attention heads.
+
+    `heads` are the key-value heads, where they are fewer.
+    """
     row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (row_shards * micro_batches):
         unit = row_shards * micro_batches
@@ -87,64 +124,94 @@ def check_divides(mesh: Mesh, *, heads: int, batch_size: int, micro_batches: int
             f"train.batch_size={batch_size} cannot be split over mesh.data x mesh.fsdp = "
             f"{row_shards} and "
             f"train.gradient_accumulation_steps = {micro_batches}: use a multiple of {unit}, such "
-            "as "
-            f"{max(unit, round(batch_size / unit) * unit)}."
+            f"as {_nearest(batch_size, unit)}."
         )
-    if heads % mesh.shape["tensor"]:
+    if max_length % (parts := mesh.shape["context"]):
+        raise UserError(
+            f"data.max_length={max_length} cannot be split into mesh.context={parts} parts: use a "
+            f"multiple of {parts}, such as {_nearest(max_length, parts)}."
+        )
+    if heads % (tensor := mesh.shape["tensor"]):
         fits = [n for n in range(1, heads + 1) if heads % n == 0]
         raise UserError(
-            f"mesh.tensor={mesh.shape['tensor']} cannot split {heads} attention heads; possible "
-            f"are {fits}."
+            f"mesh.tensor={tensor} cannot split {heads} attention heads (or key-value heads, "
+            f"where those are fewer); the nearest that can is "
+            f"{min(fits, key=lambda n: abs(n - tensor))}, and possible are {fits}."
         )
 
 
-def spec(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
-    """How an array with these logical axes lies on the mesh."""
+def _nearest(size: int, unit: int) -> int:
+    return max(unit, round(size / unit) * unit)
+
+
+def spec(
+    shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, *, fsdp: bool = True
+) -> PartitionSpec:
+    """How an array with these logical axes lies on the mesh; `fsdp`: whether that may split it."""
     splits: list[list[str]] = [[] for _ in shape]
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    tensor, parts = mesh.shape["tensor"], mesh.shape["fsdp"]
     if tensor > 1:
         for i, axis in enumerate(axes):
             if axis in _TENSOR_AXES and shape[i] % tensor == 0:
                 splits[i].append("tensor")
                 break
-    if fsdp > 1:
+    if fsdp and parts > 1:
         # The model width first, since every weight has it; the layer axis last, since a scan slices
         # it.
         order = sorted(
             range(len(shape)), key=lambda i: (axes[i] == "layers", axes[i] != "embed", -shape[i])
         )
         for i in order:
-            if shape[i] % (fsdp * prod(mesh.shape[name] for name in splits[i])) == 0:
+            if shape[i] % (parts * prod(mesh.shape[name] for name in splits[i])) == 0:
                 splits[i].append("fsdp")
                 break
     return PartitionSpec(*(tuple(names) if names else None for names in splits))
 
 
-def weight_shardings(weights: Mapping[Path, Weight], mesh: Mesh) -> dict[Path, NamedSharding]:
-    """A sharding per weight."""
-    return {p: NamedSharding(mesh, spec(w.shape, w.axes, mesh)) for p, w in weights.items()}
+@dataclass(frozen=True)
+class Places:
+    """Where parameters, gradients and optimizer state lie on a mesh.
 
-
-def state_shardings(state: Any, weights: Mapping[Path, Weight], mesh: Mesh) -> Any:
-    """Shardings for any tree that repeats the parameters' paths, such as a TrainState with its
-    moments.
-
-    A leaf shaped like its weight lies as the weight does; another one (a factored moment) is split
-    where it divides.
+    `fsdp` splits gradients and optimizer state (`zero_stage` 2), or parameters too (3). Source:
+    Rajbhandari et al. 2020 (ZeRO), section 5.
     """
 
-    def place(path: tuple, leaf: Any) -> NamedSharding:
-        keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
-        weight = weights.get(keys)
-        if weight is not None and weight.shape == leaf.shape:
-            axes = weight.axes
-        else:
-            axes = ("layers" if weight and weight.stacked else None, *(None,) * leaf.ndim)[
-                : leaf.ndim
-            ]
-        return NamedSharding(mesh, spec(leaf.shape, axes, mesh))
+    weights: Mapping[Path, Weight]
+    mesh: Mesh
+    zero_stage: int = 3
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    @cached_property
+    def params(self) -> dict[Path, NamedSharding]:
+        return self.gradients if self.zero_stage == 3 else self._of_weights(split=False)
+
+    @cached_property
+    def gradients(self) -> dict[Path, NamedSharding]:
+        return self._of_weights(split=True)
+
+    def _of_weights(self, split: bool) -> dict[Path, NamedSharding]:
+        return {p: self._place(w.shape, w.axes, split) for p, w in self.weights.items()}
+
+    def _place(
+        self, shape: Sequence[int], axes: Sequence[str | None], split: bool = True
+    ) -> NamedSharding:
+        return NamedSharding(self.mesh, spec(shape, axes, self.mesh, fsdp=split))
+
+    def state(self, state: Any) -> Any:
+        """Shardings for any tree that repeats the parameters' paths, such as an optimizer's state.
+
+        A leaf shaped like its weight lies as the weight does when it is split; another one (a
+        factored moment) is split where it divides.
+        """
+
+        def place(path: tuple, leaf: Any) -> NamedSharding:
+            keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+            weight = self.weights.get(keys)
+            if weight is not None and weight.shape == leaf.shape:
+                return self._place(leaf.shape, weight.axes)
+            first = "layers" if weight and weight.stacked else None
+            return self._place(leaf.shape, (first, *(None,) * leaf.ndim)[: leaf.ndim])
+
+        return jax.tree_util.tree_map_with_path(place, state)
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:

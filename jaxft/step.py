@@ -49,10 +49,13 @@ def train_step(
     task: Task,
     merge: Merge,
     optimizer: optax.GradientTransformation,
+    gradients: Tree,
     seed: int,
     micro_batches: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update: sum the loss over micro-batches, divide once by the global weight, clip, update.
+
+    `gradients` says how each gradient lies on the mesh.
 
     The update is refused when its loss or gradient is not finite, and from then on, because `step`
     (the update the host means to make) and `state.step` differ: a bad batch leaves the state as it
@@ -63,12 +66,16 @@ def train_step(
     def loss_sum(params: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return task.loss(merge(join(params, state.frozen)), micro, key)
 
+    def sums_of(micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
+        value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
+        (loss, weight), grads = value_and_grad(state.params, micro, key)
+        return loss, weight, lax.with_sharding_constraint(grads, gradients)
+
     def accumulate(sums: tuple, part: tuple) -> tuple[tuple, None]:
-        (loss, weight), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, *part)
-        return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
+        return jax.tree.map(jnp.add, sums, sums_of(*part)), None
 
     if micro_batches == 1:
-        (loss, weight), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params, batch, key)
+        loss, weight, grads = sums_of(batch, key)
     else:
         zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
         parts = deal(batch, micro_batches), jax.random.split(key, micro_batches)

@@ -40,6 +40,8 @@ SIZES = COMMON | {
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES | {"model_type": "llama", "tie_word_embeddings": True},
     "qwen3": SIZES | {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": False},
+    "mistral": SIZES | {"model_type": "mistral", "sliding_window": 20},
+    "qwen2": SIZES | {"model_type": "qwen2"},
     "gpt2": COMMON
     | {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160},
 }

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jaxft import load_pretrained
 from jaxft.generate import MULTIPLE, Generator, Sampling, choose, of_model
 from jaxft.nn.weights import flatten, unflatten
-from jaxft.sharding import ROWS, make_mesh, weight_shardings
+from jaxft.sharding import ROWS, Places, make_mesh
 
 pytestmark = pytest.mark.usefixtures("hurry")
 FAMILIES = ("llama", "qwen3", "gpt2")
@@ -41,7 +41,7 @@ def generator(family: str = "llama", sizes: dict[str, int] = talk.ONE_DEVICE) ->
     """A tiny random model on as many devices as the mesh's sizes multiply to."""
     drawn, params = talk.drawn(family, STD)
     mesh = make_mesh(sizes, jax.devices()[: prod(sizes.values())])
-    places = weight_shardings(drawn.weights, mesh)
+    places = Places(drawn.weights, mesh).params
     placed = {path: jax.device_put(x, places[path]) for path, x in flatten(params)}
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     return Generator(drawn.merge, unflatten(placed), mesh, NamedSharding(mesh, ROWS), shards)

@@ -19,6 +19,7 @@ OBSTACLES = {
     "float32 computation": {"dtype": "float32"},
     "attention dropout 0.1": {"dropout": 0.1},
     "examples that share rows (data.packing=none keeps them apart)": {"packed": True},
+    "rows that mesh.context=2 splits": {"parts": 2},
 }
 
 
@@ -53,9 +54,9 @@ def test_splash_is_chosen_on_a_tpu_packed_or_not_unless_attention_is_dropped():
 def test_an_experiment_tells_whether_its_rows_are_shared(packing, tiny_bert_folder, monkeypatch):
     told, keys = [], runs.finished(tiny_bert_folder).keys
 
-    def note(*args: Any, packed: bool) -> str:
+    def note(*args: Any, packed: bool, parts: int) -> str:
         told.append(packed)
-        return hardware.choose_attention(*args, packed=packed)
+        return hardware.choose_attention(*args, packed=packed, parts=parts)
 
     monkeypatch.setattr(experiment, "choose_attention", note)
     runs.assembled(keys | {"data.packing": packing})

@@ -9,24 +9,35 @@ import jax
 import numpy as np
 import pytest
 import runs
+import talk
+from parity import CASES
 
+from jaxft import config as configs
+from jaxft import tasks
 from jaxft.config import Optim
-from jaxft.data.batches import BatchSource, put, rows_here
-from jaxft.data.plan import Plan
-from jaxft.experiment import Experiment
+from jaxft.data.batches import put
+from jaxft.experiment import Experiment, assemble
 from jaxft.models import Blueprint
 from jaxft.nn.tokens import Batch
-from jaxft.sharding import bytes_per_device, make_mesh
+from jaxft.sharding import AXES, bytes_per_device, make_mesh
 from jaxft.step import TrainState
+from jaxft.train import Run
+from jaxft.workdir import Workdir
 
-UPDATES = 4
+UPDATES = 3
+Split = tuple[int, int, int, int]
+"""Sizes of `AXES`: data, fsdp, context, tensor."""
+ONE: Split = (1, 1, 1, 1)
 SPLITS = [
-    (data, fsdp, tensor)
+    (data, fsdp, context, tensor)
     for data in (1, 2, 4, 8)
     for fsdp in (1, 2, 4, 8)
-    for tensor in (1, 2, 4)  # the tiny BERT has four heads
-    if data * fsdp * tensor == 8
+    for context in (1, 2, 4, 8)
+    for tensor in (1, 2, 4, 8)
+    if data * fsdp * context * tensor == 8
 ]
+HEADS = {"bert": 4, "llama": 2}
+"""What `tensor` can split of the tiny models: attention heads, or key-value heads."""
 OTHER_ORDER = 2e-6
 """Relative difference of losses and gradient norms: another mesh adds the same numbers in another
 order.
@@ -43,27 +54,38 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory, tiny_bert_folder):
-    """A few updates with dropout on a mesh of these sizes."""
-    keys = {"model.pretrained": tiny_bert_folder, "optim.adam_epsilon": 1e-4}
-    assembled = runs.assembled(keys | runs.tables(tmp_path_factory.mktemp("mesh")))
+    """A few updates on a mesh of these sizes; encoders and GPT-2 with dropout."""
+    root = tmp_path_factory.mktemp("mesh")
 
     @cache
-    def on(data: int, fsdp: int, tensor: int) -> Trained:
-        experiment, splits, matched = assembled
-        devices = jax.devices()[: data * fsdp * tensor]
-        mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices)
-        experiment = replace(experiment, mesh=mesh)
-        optimizer = experiment.optimizer(UPDATES)
-        state = experiment.initial_state(optimizer, matched)
-        plan = Plan(
-            splits["train"].lengths, runs.BATCH, runs.LENGTH, 0, row_unit=experiment.row_shards
-        )
-        mine = rows_here(plan.shape[0], experiment.rows)
-        source = BatchSource(plan, splits["train"].features, experiment.task.collate, UPDATES, mine)
-        seen = []
+    def assembled(family: str) -> tuple:
+        if family in talk.MODELS:
+            data = talk.lines(root / "chats.jsonl", talk.chats())
+            raw = talk.recipe(root, data)
+            raw["model"] = {"config": talk.MODELS[family]}
+            raw["data"]["max_length"] = 96
+            raw["optim"]["warmup_steps"], raw["train"]["max_steps"] = 1, UPDATES
+            return assemble(configs.from_dict(raw, tasks.options), lambda text: None)
+        fields = {"model_type": family, "initializer_range": 0.1}
+        keys = {"model.config": CASES[family] | fields}
+        keys |= {"model.pretrained": None, "model.tokenizer": tiny_bert_folder}
+        keys = {"model.pretrained": tiny_bert_folder} if family == "bert" else keys
+        keys |= {"optim.adam_epsilon": 1e-4, "train.max_steps": UPDATES}
+        return runs.assembled(keys | runs.tables(root))
+
+    @cache
+    def on(split: Split, family: str = "bert", zero_stage: int = 3) -> Trained:
+        experiment, splits, matched = assembled(family)
+        mesh = make_mesh(dict(zip(AXES, split, strict=True)), jax.devices()[: prod(split)])
+        stage = replace(experiment.config.mesh, zero_stage=zero_stage)
+        config = replace(experiment.config, mesh=stage)
+        experiment = replace(experiment, mesh=mesh, config=config)
+        run = Run(experiment, splits, Workdir("never written"), lambda text: None)
+        state = experiment.initial_state(run.optimizer, matched)
+        seen: list[tuple[float, float]] = []
         with jax.set_mesh(mesh):
-            batches = [put(source[k], experiment.rows) for k in range(UPDATES)]
-            traced = experiment.train_step(optimizer).lower(state, batches[0], np.int32(0))
+            batches = [put(run.source[k], experiment.rows) for k in range(UPDATES)]
+            traced = experiment.train_step(run.optimizer).lower(state, batches[0], np.int32(0))
             step = traced.compile(compiler_options={"xla_backend_optimization_level": 0})  # sooner
             for k, batch in enumerate(batches):
                 state, metrics = step(state, batch, np.int32(k))
@@ -73,14 +95,34 @@ def train(tmp_path_factory, tiny_bert_folder):
     return on
 
 
-@pytest.mark.parametrize(
-    "split", SPLITS, ids=lambda split: "data={} fsdp={} tensor={}".format(*split)
-)
-def test_pitfall_02_every_split_of_eight_devices_gives_the_losses_of_one(train, split):
-    one, eight = train(1, 1, 1), train(*split)
+def assert_same_run(ours: Trained, one: Trained) -> None:
     assert np.ptp(one.losses) > 1e-3, "the losses must tell batches and updates apart"
-    np.testing.assert_allclose(eight.losses, one.losses, rtol=OTHER_ORDER)
-    np.testing.assert_allclose(eight.grad_norms, one.grad_norms, rtol=10 * OTHER_ORDER)
+    np.testing.assert_allclose(ours.losses, one.losses, rtol=OTHER_ORDER)
+    np.testing.assert_allclose(ours.grad_norms, one.grad_norms, rtol=10 * OTHER_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("family", "split"),
+    [(family, split) for family in HEADS for split in SPLITS if HEADS[family] % split[3] == 0],
+    ids=str,
+)
+def test_pitfall_02_every_split_of_eight_devices_gives_the_losses_of_one(train, family, split):
+    assert_same_run(train(split, family), train(ONE, family))
+
+
+@pytest.mark.parametrize("family", sorted({*CASES, *talk.MODELS} - set(HEADS)))
+def test_every_other_family_splits_rows_tokens_and_heads_at_once(train, family):
+    assert_same_run(train((1, 2, 2, 2), family), train(ONE, family))
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_weights_that_stay_whole_change_no_loss(train, family):
+    split = (1, 4, 1, 2)
+    ours = train(split, family, zero_stage=2)
+    assert_same_run(ours, train(split, family))
+    whole = jax.tree.leaves(jax.tree.map(lambda x: x.sharding.spec, ours.state.params))
+    assert not any("fsdp" in str(spec) for spec in whole)
+    assert_split(ours.state.opt_state, 4)
 
 
 def held(tree: Any) -> dict[int, int]:
@@ -100,10 +142,10 @@ def assert_split(tree: Any, ways: int) -> None:
             assert part * ways <= leaf.size, jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("split", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("split", [(1, 8, 1, 1), (2, 2, 1, 2)])
 def test_after_an_update_devices_hold_their_parts_and_what_was_said(train, split):
-    trained = train(*split)
-    _, fsdp, _ = split
+    trained = train(split)
+    fsdp = split[1]
     assert_split(trained.state.params, fsdp)
     assert_split(trained.state.opt_state, fsdp)
     for tree in (trained.state.params, trained.state.opt_state):
@@ -127,7 +169,7 @@ word (30522 = 2 x 15261).
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lion", "sgd"])
 def test_with_fsdp_8_nothing_of_minilm_that_can_be_split_is_replicated(train, optimizer):
-    experiment = train(1, 8, 1).experiment
+    experiment = train((1, 8, 1, 1)).experiment
     drawn = Blueprint.draw(MINILM, output="classify", num_labels=3)
     config = replace(experiment.config, optim=Optim(name=optimizer))
     experiment = replace(experiment, drawn=drawn, config=config)
@@ -140,8 +182,9 @@ def test_with_fsdp_8_nothing_of_minilm_that_can_be_split_is_replicated(train, op
         assert bytes_per_device(tree, places) <= total / 8 + UNSPLIT * weights
 
 
-def test_inside_the_update_gradients_are_split_as_their_weights_are(train):
-    trained = train(1, 8, 1)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_inside_the_update_gradients_are_split_as_the_moments_are(train, stage):
+    trained = train((1, 8, 1, 1), zero_stage=stage)
     optimizer, seen = trained.experiment.optimizer(UPDATES), {}
 
     def update(grads: Any, *rest: Any) -> tuple:
@@ -152,7 +195,8 @@ def test_inside_the_update_gradients_are_split_as_their_weights_are(train):
 
     step = trained.experiment.train_step(optimizer._replace(update=update))
     with jax.set_mesh(trained.experiment.mesh):
-        step.lower(trained.state, trained.batch, np.int32(0)).compile()
+        traced = step.lower(trained.state, trained.batch, np.int32(0))
+        traced.compile(compiler_options={"xla_backend_optimization_level": 0})
     assert len(seen) == len(trained.experiment.drawn.weights)
     for (path, shape), place in seen.items():
         if any(size % 8 == 0 for size in shape):

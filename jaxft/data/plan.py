@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from math import ceil
+from math import ceil, lcm
 from typing import Literal
 
 import numpy as np
@@ -156,7 +156,7 @@ class Plan:
 
     @property
     def _step(self) -> int:
-        return max(MULTIPLE, self.width_unit)
+        return lcm(MULTIPLE, self.width_unit)
 
     def _width(self, length: int) -> int:
         """The narrowest width for examples of this length."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft.nn.layers import dropout
+from jaxft.nn.partition import ROWS, SEQUENCE, WIDTH, constrain
 from jaxft.nn.tokens import Tokens
 
 WIDTH_UNITS = {"splash": 128}
@@ -66,6 +67,9 @@ def attention(
         return splash_attention(
             q_BLHK, k_BSGK, v_BSGK, queries.segments_BL, causal=causal, window=window
         )
+    # Of a row that `context` splits, each device has its own queries and sees all keys.
+    q_BLHK = constrain(q_BLHK, ROWS, SEQUENCE, WIDTH)
+    k_BSGK, v_BSGK = (constrain(x, ROWS, None, WIDTH) for x in (k_BSGK, v_BSGK))
     seen_BLS = visible(queries, keys, causal, window)
     if H == G:
         logits_BHLS = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSGK)

@@ -13,8 +13,9 @@ from flax import nnx
 
 from jaxft.nn.attention import Side
 from jaxft.nn.gated import DecoderDims, GatedBlock
-from jaxft.nn.layers import Compute, Embed, Linear, RMSNorm, constrain_rows, split
+from jaxft.nn.layers import Compute, Embed, Linear, RMSNorm, split
 from jaxft.nn.memory import Memory, Recall
+from jaxft.nn.partition import constrain_tokens
 from jaxft.nn.rope import read_rope
 from jaxft.nn.stack import Stack
 from jaxft.nn.tokens import Tokens, last_token
@@ -57,7 +58,7 @@ class Decoder(nnx.Module):
     def hidden_states(self, tokens: Tokens, *, key: jax.Array | None = None) -> list[jax.Array]:
         """What leaves the embeddings and each layer, every one [B, L, D]; the last is normed."""
         embed_key, *keys = split(key, 1 + len(self.stacks))
-        x_BLD = constrain_rows(self.embed(tokens, key=embed_key))
+        x_BLD = constrain_tokens(self.embed(tokens, key=embed_key))
         shared, states = self.shared(tokens), [x_BLD]
         for stack, stack_key in zip(self.stacks.values(), keys, strict=True):
             x_BLD, all_NBLD = stack(x_BLD, *shared, key=stack_key)
@@ -103,7 +104,7 @@ class Decoder(nnx.Module):
         self, tokens: Tokens, memory: Sequence[Memory], recall: Recall
     ) -> tuple[jax.Array, list[Memory]]:
         """Hidden states of new tokens, [B, L, D], and the memory that then holds them too."""
-        x_BLD = constrain_rows(self.embed(tokens, key=None))
+        x_BLD = constrain_tokens(self.embed(tokens, key=None))
         shared, renewed = self.shared(tokens), []
         for stack, part in zip(self.stacks.values(), memory, strict=True):
             x_BLD, part = stack.extend(x_BLD, *shared, recall, memory=part)

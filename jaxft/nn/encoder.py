@@ -16,10 +16,10 @@ from jaxft.nn.layers import (
     Embed,
     LayerNorm,
     Linear,
-    constrain_rows,
     dropout,
     split,
 )
+from jaxft.nn.partition import constrain_tokens
 from jaxft.nn.stack import Stack
 from jaxft.nn.tokens import Tokens
 
@@ -93,7 +93,7 @@ class Embeddings(nnx.Module):
         if self.type is not None:
             x_BLD = x_BLD + self.type(tokens.types_BL)
         x_BLD = dropout(self.norm(x_BLD).astype(self.dtype), self.dims.dropout, key)
-        return constrain_rows(x_BLD)
+        return constrain_tokens(x_BLD)
 
 
 class PostNormBlock(nnx.Module):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import PartitionSpec
+
+from jaxft.nn.partition import ANY, constrain
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -136,8 +137,7 @@ class Embed(nnx.Module):
 
     def __call__(self, index_BL: jax.Array) -> jax.Array:
         # Of a table that fsdp splits by width, vectors would come split and be dealt out again.
-        whole = PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
-        return _constrain(self.table[...], whole)[index_BL]
+        return constrain(self.table[...], ANY, None)[index_BL]
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -176,15 +176,3 @@ def _hash_indices(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
 def split(key: jax.Array | None, n: int) -> list[jax.Array | None]:
     """`n` keys from one, or `n` times None."""
     return [None] * n if key is None else list(jax.random.split(key, n))
-
-
-def constrain_rows(x: jax.Array) -> jax.Array:
-    """Keep rows split over the mesh's `data` and `fsdp` axes."""
-    return _constrain(x, PartitionSpec(("data", "fsdp")))
-
-
-def _constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """A no-op outside a mesh that has these axes."""
-    if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
-        return x
-    return lax.with_sharding_constraint(x, spec)

@@ -6,7 +6,6 @@ et al. 2024, Liger Kernel, section 3.2.
 """
 
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import jax
@@ -14,9 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from jaxft.nn.partition import ROWS, SEQUENCE, splits
+
 LOGITS_BYTES = 2**28
 """Of one chunk's float32 logits on one device, about."""
-_ROWS = ("data", "fsdp")
+_TOKENS = (*ROWS, SEQUENCE)
 
 
 def vocabulary_loss(
@@ -43,9 +44,10 @@ def token_scores(
         _, scored = lax.scan(chunk, None, _cut((hidden_BLD, targets_BL), n))
         return _joined(scored)
 
-    rows = P(_ROWS)
+    tokens = P(ROWS, SEQUENCE)
     head_DV = head_DV.astype(hidden_BLD.dtype)
-    return _by_rows(scores, (rows, P(), rows), (rows, rows))(hidden_BLD, head_DV, targets_BL)
+    run = _by_tokens(scores, (tokens, P(), tokens), (tokens, tokens))
+    return run(hidden_BLD, head_DV, targets_BL)
 
 
 @jax.custom_vjp
@@ -77,11 +79,11 @@ def _forward(
         parts = _cut((hidden_BLD, targets_BL, weights_BL), n)
         (loss, d_head_DV), d_hidden = lax.scan(chunk, zeros, parts)
         # Once for all chunks: a reduction in the loop would send the whole head each time.
-        sums = lax.psum((loss, d_head_DV), axes) if axes else (loss, d_head_DV)
+        sums = lax.psum((loss, d_head_DV), _TOKENS) if splits(*_TOKENS) else (loss, d_head_DV)
         return *sums, _joined(d_hidden)
 
-    rows, axes = P(_ROWS), _row_axes()
-    run = _by_rows(both, (rows, P(), rows, rows), (P(), P(), rows))
+    tokens = P(ROWS, SEQUENCE)
+    run = _by_tokens(both, (tokens, P(), tokens, tokens), (P(), P(), tokens))
     loss, d_head_DV, d_hidden_BLD = run(hidden_BLD, head_DV, targets_BL, weights_BL)
     return loss, (d_hidden_BLD, d_head_DV)
 
@@ -129,17 +131,10 @@ def _joined(parts: Any) -> Any:
     )
 
 
-def _row_axes() -> tuple[str, ...]:
-    """The mesh axes that split rows, where there is a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    shape = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True)) if not mesh.empty else {}
-    return _ROWS if set(_ROWS) <= set(shape) and prod(shape[a] for a in _ROWS) > 1 else ()
-
-
-def _by_rows(function: Callable, in_specs: tuple, out_specs: tuple) -> Callable:
-    """The function on each device's own rows; other axes of the mesh stay the compiler's."""
-    if not _row_axes():
+def _by_tokens(function: Callable, in_specs: tuple, out_specs: tuple) -> Callable:
+    """The function on each device's own tokens; other axes of the mesh stay the compiler's."""
+    if not splits(*_TOKENS):
         return function
     return jax.shard_map(
-        function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_ROWS), check_vma=False
+        function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_TOKENS), check_vma=False
     )

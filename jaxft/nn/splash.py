@@ -1,6 +1,6 @@
 """Splash attention: JAX's flash attention for TPUs, which skips what the mask hides.
 
-B rows, L tokens, H query heads, G key-value heads, K head width.
+B rows, L query tokens, S key tokens, H query heads, G key-value heads, K head width.
 """
 
 from functools import lru_cache, partial
@@ -9,9 +9,11 @@ from typing import Any
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxft.nn.attention import WIDTH_UNITS
+from jaxft.nn.partition import ROWS, SEQUENCE, WIDTH, mesh_shape
 
 LANES = WIDTH_UNITS["splash"]
 BLOCK = 512
@@ -31,37 +33,41 @@ def splash_attention(
     """Attention within segments, [B, L, H, K]; `q` is scaled already.
 
     The mask counts places in the row: within a segment whose tokens follow each other without a
-    gap, those are as far apart as positions are. Each device works on its own rows and heads.
+    gap, those are as far apart as positions are.
 
     Raises:
         ValueError: a row width that the kernel cannot cut into blocks.
     """
     length = q_BLHK.shape[1]
-    if length % LANES:
+    sizes = mesh_shape() or {SEQUENCE: 1, WIDTH: 1}
+    if length % (LANES * sizes[SEQUENCE]):
         raise ValueError(
-            f"attention='splash' needs rows of a multiple of {LANES} tokens, not {length}"
+            f"attention='splash' needs rows of a multiple of {LANES} tokens, not {length}, in each "
+            f"of mesh.context={sizes[SEQUENCE]} parts"
         )
+    heads = q_BLHK.shape[2] // sizes[WIDTH]
+    kernel = _kernel(length, heads, causal, window, sizes[SEQUENCE], interpret)
 
-    def rows(q_BHLK: Any, k_BGLK: Any, v_BGLK: Any, segments_BL: Any) -> jax.Array:
-        kernel = _kernel(length, q_BHLK.shape[1], causal, window, interpret)
+    def rows(kernel: Any, q_BHLK: Any, k_BGSK: Any, v_BGSK: Any, own_BL: Any, all_BS: Any) -> Any:
+        def row(q_HLK: Any, k_GSK: Any, v_GSK: Any, own_L: Any, all_S: Any) -> jax.Array:
+            return kernel(q_HLK, k_GSK, v_GSK, splash.SegmentIds(own_L, all_S))
 
-        def row(q_HLK: Any, k_GLK: Any, v_GLK: Any, segments_L: Any) -> jax.Array:
-            return kernel(q_HLK, k_GLK, v_GLK, splash.SegmentIds(segments_L, segments_L))
-
-        return jax.vmap(row)(q_BHLK, k_BGLK, v_BGLK, segments_BL)
+        return jax.vmap(row)(q_BHLK, k_BGSK, v_BGSK, own_BL, all_BS)
 
     run: Any = rows
-    mesh = jax.sharding.get_abstract_mesh()
-    if {"data", "fsdp", "tensor"} <= set(mesh.axis_names):
-        of_heads, of_rows = P(("data", "fsdp"), "tensor"), P(("data", "fsdp"))
+    if mesh_shape():
+        # Each device has its own rows, heads and queries, and all keys of its rows.
+        mesh = jax.sharding.get_abstract_mesh()
+        of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, SEQUENCE)))
+        of_queries, of_keys = P(ROWS, WIDTH, SEQUENCE), P(ROWS, WIDTH)
         run = jax.shard_map(
             rows,
-            in_specs=(of_heads, of_heads, of_heads, of_rows),
-            out_specs=of_heads,
+            in_specs=(of_kernel, of_queries, of_keys, of_keys, P(ROWS, SEQUENCE), P(ROWS)),
+            out_specs=of_queries,
             check_vma=False,
         )
     swapped = (x.swapaxes(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
-    return run(*swapped, segments_BL).swapaxes(1, 2)
+    return run(kernel, *swapped, segments_BL, segments_BL).swapaxes(1, 2)
 
 
 @lru_cache(maxsize=32)
@@ -75,11 +81,15 @@ def _mask(length: int, heads: int, causal: bool, window: int | None) -> Any:
     return masks.MultiHeadMask([one] * heads)
 
 
-def _kernel(length: int, heads: int, causal: bool, window: int | None, interpret: bool) -> Any:
-    block = next(size for size in range(min(BLOCK, length), 0, -LANES) if length % size == 0)
+def _kernel(
+    length: int, heads: int, causal: bool, window: int | None, parts: int, interpret: bool
+) -> Any:
+    """The kernel for `parts` parts of a row's queries."""
+    own = length // parts
+    block = next(size for size in range(min(BLOCK, own), 0, -LANES) if own % size == 0)
     forward = ("block_q", "block_kv", "block_kv_compute")
     backward = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     equal: dict[str, Any] = dict.fromkeys((*forward, *backward), block)
     sizes = splash.BlockSizes(**equal)
-    make = partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1, interpret=interpret)
+    make = partial(splash.make_splash_mha, head_shards=1, q_seq_shards=parts, interpret=interpret)
     return make(mask=_mask(length, heads, causal, window), block_sizes=sizes)

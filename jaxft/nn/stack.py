@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 from jax import lax
 
-from jaxft.nn.layers import Compute, constrain_rows
+from jaxft.nn.layers import Compute
+from jaxft.nn.partition import constrain_tokens
 
 
 class Stack(nnx.Module):
@@ -44,8 +45,7 @@ class Stack(nnx.Module):
 
         def body(x_BLD: jax.Array, layer: tuple) -> tuple[jax.Array, jax.Array]:
             weights, key = layer
-            x_BLD = nnx.merge(graph, weights)(x_BLD, *args, key=key)
-            x_BLD = constrain_rows(x_BLD)
+            x_BLD = constrain_tokens(nnx.merge(graph, weights)(x_BLD, *args, key=key))
             return x_BLD, x_BLD
 
         layers = nnx.to_pure_dict(state), keys

@@ -16,7 +16,7 @@ from jaxft import pretrained
 from jaxft.errors import UserError
 from jaxft.models import Blueprint, load_pretrained, save_pretrained
 from jaxft.nn.weights import Path as WeightPath
-from jaxft.sharding import AXES, make_mesh, weight_shardings
+from jaxft.sharding import AXES, Places, make_mesh
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
@@ -41,7 +41,7 @@ def write(folder: Path, name: str, label: str, output: str = "causal_lm") -> tor
 
 
 def read(
-    folder: Path, output: str | None = "causal_lm", split: tuple[int, int, int] | None = None
+    folder: Path, output: str | None = "causal_lm", split: tuple[int, int, int, int] | None = None
 ) -> dict[WeightPath, np.ndarray]:
     """The parameters that a folder gives, through a mesh where there is a split."""
     checkpoint = pretrained.Checkpoint(folder)
@@ -49,7 +49,7 @@ def read(
     shardings = None
     if split is not None:
         mesh = make_mesh(dict(zip(AXES, split, strict=True)))
-        shardings = weight_shardings(drawn.weights, mesh)
+        shardings = Places(drawn.weights, mesh).params
     return pretrained.read(drawn.match(checkpoint), drawn.weights, shardings)
 
 
@@ -174,7 +174,7 @@ def test_fused_tensor_is_queries_keys_and_values_side_by_side(tmp_path):
         np.testing.assert_array_equal(np.concatenate(ours, axis=-1), np.stack(fused))
 
 
-@pytest.mark.parametrize("split", [(1, 8, 1), (1, 2, 4)], ids=str)
+@pytest.mark.parametrize("split", [(1, 8, 1, 1), (1, 2, 1, 4)], ids=str)
 @pytest.mark.parametrize(("name", "label"), [("gpt2", "plain"), ("llama", "every_field")], ids=str)
 def test_devices_read_their_own_parts(name, label, split, tmp_path):
     """`tensor` splits each part of a fused tensor by itself, `fsdp` its rows."""

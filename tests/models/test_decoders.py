@@ -37,7 +37,7 @@ from jaxft.nn.layers import Compute
 from jaxft.nn.memory import Recall
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import flatten, unflatten
-from jaxft.sharding import AXES, ROWS, make_mesh, weight_shardings
+from jaxft.sharding import AXES, ROWS, Places, make_mesh
 
 # Of a rope's three spellings one: test_decoder_configs.py shows that they are the same model.
 ALL = [
@@ -280,12 +280,12 @@ def one_device(llama) -> Outputs:
     return llama.ours(padded(texts()), key=jax.random.key(3))
 
 
-@pytest.mark.parametrize("split", [(1, 8, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("split", [(1, 8, 1, 1), (2, 1, 2, 2)], ids=str)
 def test_one_device_equals_eight(llama, one_device, split, capfd):
-    """data x fsdp x tensor; the mask of dropout must not depend on the split."""
+    """data x fsdp x context x tensor; the mask of dropout must not depend on the split."""
     tokens, key = padded(texts()), jax.random.key(3)
     mesh = make_mesh(dict(zip(AXES, split, strict=True)))
-    shardings = weight_shardings(llama.drawn.weights, mesh)
+    shardings = Places(llama.drawn.weights, mesh).params
     params = unflatten({p: jax.device_put(x, shardings[p]) for p, x in flatten(llama.params)})
     with jax.set_mesh(mesh):
         rows = jax.device_put(tokens, NamedSharding(mesh, ROWS))

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from jaxft.nn.attention import Side
 from jaxft.nn.weights import flatten, unflatten
-from jaxft.sharding import AXES, ROWS, make_mesh, weight_shardings
+from jaxft.sharding import AXES, ROWS, Places, make_mesh
 
 
 def draw(family: str) -> Pair:
@@ -138,15 +138,15 @@ def test_recomputing_and_unrolling_change_nothing(bert, dropped, compute):
 @pytest.mark.parametrize(
     ("family", "split"),
     [
-        ("bert", (8, 1, 1)),
-        ("bert", (1, 8, 1)),
-        ("roberta", (2, 2, 2)),
-        ("distilbert", (2, 1, 4)),
+        ("bert", (8, 1, 1, 1)),
+        ("bert", (1, 8, 1, 1)),
+        ("roberta", (2, 2, 1, 2)),
+        ("distilbert", (2, 1, 2, 2)),
     ],
     ids=str,
 )
 def test_one_device_equals_eight(family, split, bert, dropped, capfd):
-    """data x fsdp x tensor; BERT with dropout, whose mask must not depend on the split."""
+    """data x fsdp x context x tensor; BERT with dropout, whose mask depends on no split."""
     if family == "bert":
         assert_same(on_mesh(bert, split, jax.random.key(3)), dropped)
     else:
@@ -156,13 +156,13 @@ def test_one_device_equals_eight(family, split, bert, dropped, capfd):
     assert "full rematerialization" not in capfd.readouterr().err
 
 
-def on_mesh(pair: Pair, split: tuple[int, int, int], key: jax.Array | None) -> Outputs:
+def on_mesh(pair: Pair, split: tuple[int, int, int, int], key: jax.Array | None) -> Outputs:
     """Outputs of eight devices, the weights and rows split over them."""
     mesh = make_mesh(dict(zip(AXES, split, strict=True)))
-    shardings = weight_shardings(pair.drawn.weights, mesh)
+    shardings = Places(pair.drawn.weights, mesh).params
     params = unflatten({p: jax.device_put(x, shardings[p]) for p, x in flatten(pair.params)})
     replicated = [p for p, x in flatten(params) if x.sharding.is_fully_replicated]
-    assert (len(replicated) == len(shardings)) == (split == (8, 1, 1))
+    assert (len(replicated) == len(shardings)) == (split == (8, 1, 1, 1))
     tokens = jax.device_put(tokens_of(pair), NamedSharding(mesh, ROWS))
     with jax.set_mesh(mesh):
         return dataclasses.replace(pair).ours(tokens, params, key=key)

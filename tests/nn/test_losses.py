@@ -29,6 +29,7 @@ MESHES = {
     "1 device": {"data": 1},
     "fsdp": {"data": 1, "fsdp": 8},
     "all three": {"data": 2, "fsdp": 2, "tensor": 2},
+    "context": {"fsdp": 2, "context": 2, "tensor": 2},
 }
 CHUNKS = {1: 2**28, 6: 2 * 4 * B * V, 12: 1}
 """Parts of the rows on one device -> `LOGITS_BYTES` that make them."""
