@@ -134,9 +134,8 @@ def check_divides(
     if heads % (tensor := mesh.shape["tensor"]):
         fits = [n for n in range(1, heads + 1) if heads % n == 0]
         raise UserError(
-            f"mesh.tensor={tensor} cannot split {heads} attention heads (or key-value heads, "
-            f"where those are fewer); the nearest that can is "
-            f"{min(fits, key=lambda n: abs(n - tensor))}, and possible are {fits}."
+            f"mesh.tensor={tensor} cannot split {heads} (key-value) heads; the nearest that can is "
+            f"{min(fits, key=lambda n: abs(n - tensor))} of {fits}."
         )
 
 

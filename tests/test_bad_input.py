@@ -168,7 +168,12 @@ CONFIG = {
     "a mesh that does not multiply": ({"mesh.data": 3}, "do not multiply to the 8 devices here"),
     "tensor that does not divide heads": (
         {"mesh.tensor": 8},
-        "mesh.tensor=8 cannot split 4 attention heads; possible are [1, 2, 4]",
+        "mesh.tensor=8 cannot split 4 (key-value) heads; the nearest that can is 4 of [1, 2, 4]",
+    ),
+    "tokens that the mesh cannot split": (
+        {"data.max_length": 15, "mesh.context": 2},
+        "data.max_length=15 cannot be split into mesh.context=2 parts: use a multiple of 2, such "
+        "as 16",
     ),
 }
 

@@ -179,13 +179,13 @@ def test_a_misspelt_section_is_found_from_its_name_or_from_a_key_in_it(load):
 
 def test_an_unknown_key_lists_the_keys_of_its_section(load):
     message = refusal(load, mesh__q="1")
-    assert "mesh has: data, fsdp, tensor" in message
+    assert "mesh has: data, fsdp, context, tensor, zero_stage" in message
     assert "did you mean" not in message
     assert "there are: model, task, data," in refusal(load, zzz="1")
 
 
 def test_a_section_and_a_key_are_not_taken_for_each_other(load):
-    assert "a section; set its keys: mesh.data, mesh.fsdp, mesh.tensor" in refusal(load, mesh="3")
+    assert "a section; set its keys: mesh.data, mesh.fsdp, mesh.context, mesh.tensor" in refusal(load, mesh="3")
     assert "mesh = 3: a section" in refusal(load, "config.mesh = 3")
     assert "optim.name is one of" in refusal(load, optim__name__x="3")
 
