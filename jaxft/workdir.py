@@ -9,15 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxft import config as configs
 from jaxft import files
 from jaxft.config import Config, TaskOptions
 from jaxft.errors import UserError
+from jaxft.processes import tell
 
 RUNS = "runs"
 
@@ -37,10 +35,7 @@ class Workdir:
     def new(cls, config_file: str) -> "Workdir":
         """`runs/<config>-<time>`, chosen by process 0."""
         name = f"{RUNS}/{Path(config_file).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        if jax.process_count() > 1:
-            letters = np.frombuffer(name.encode().ljust(256), np.uint8)
-            name = bytes(np.asarray(multihost_utils.broadcast_one_to_all(letters))).decode().strip()
-        return cls(name)
+        return cls(tell("workdir", name))
 
     def __str__(self) -> str:
         return self.path
