@@ -1,5 +1,6 @@
 """What is kept, what is never picked up, and that a checkpoint is the state at its step."""
 
+import itertools
 import shutil
 import threading
 import time
@@ -139,13 +140,17 @@ def test_pitfall_15_a_writer_that_outlives_its_failed_save_does_not_spoil_the_ne
     checkpoints.wait()
     over = threading.Event()
 
+    def write(number: int) -> None:
+        late.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            (late / str(number)).touch()
+
     def write_on() -> None:
-        number = 0
-        while not over.is_set():
-            number += 1
-            late.mkdir(exist_ok=True)
-            with suppress(FileNotFoundError):
-                (late / str(number)).touch()
+        for number in itertools.takewhile(lambda _: not over.is_set(), itertools.count(1000)):
+            write(number)
+
+    for number in range(1000):  # which take a while to remove
+        write(number)
 
     writer = threading.Thread(target=write_on)
     writer.start()

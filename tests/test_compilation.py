@@ -10,6 +10,7 @@ from jaxft import compilation
 from jaxft.compilation import keep_compiled
 from jaxft.errors import UserError
 
+ALONE = {"JAX_NUM_CPU_DEVICES": "1"}
 NAME = "jax_compilation_cache_dir"
 
 
