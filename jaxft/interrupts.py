@@ -8,6 +8,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C was heeded: everything is saved, and all processes leave in order."""
+
+
 class Interrupts:
     """Remembers the first signal instead of dying of it; a second Ctrl-C interrupts at once."""
 

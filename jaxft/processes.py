@@ -23,6 +23,7 @@ import jax
 from jax._src import distributed  # the store has no public name; orbax too takes it from here
 
 from jaxft.errors import UserError
+from jaxft.interrupts import Stopped
 
 MEET_S = 300
 """How long processes wait for each other at the start; pods and queues start them one by one."""
@@ -138,6 +139,8 @@ def together() -> Iterator[None]:
     """
     try:
         yield
+    except Stopped:
+        raise
     except (Exception, KeyboardInterrupt) as error:
         if process_count() == 1:
             raise

@@ -25,12 +25,12 @@ from jaxft.errors import UserError
 from jaxft.experiment import Say, assemble
 from jaxft.history import History
 from jaxft.host import keep_freed_memory
-from jaxft.interrupts import Interrupts
+from jaxft.interrupts import Interrupts, Stopped
 from jaxft.memory_error import explained, memory_by_cause
 from jaxft.nn.weights import Tree
 from jaxft.parts import Parts
 from jaxft.pretrained import Match
-from jaxft.processes import agree, start_processes, together, wait_for_all
+from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.scoring import Outputs
 from jaxft.sharding import bytes_per_device
@@ -62,7 +62,9 @@ def main(argv: list[str]) -> None:
             say(line)
         workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
         workdir.refuse_other_config(config, tasks.options)
-        result = workdir.read_json("result.json") or train(config, workdir, say, given.plan)
+        result = tell("result", workdir.read_json("result.json")) or train(
+            config, workdir, say, given.plan
+        )
         if result is not None and leads:
             summary.announce(result, workdir, say)
 
@@ -131,6 +133,7 @@ class Run(Parts):
             self.workdir.write_json("task.json", asdict(self.experiment.task))
             self.workdir.write_json("inputs.json", digests)
             self.workdir.write_json("config.json", configs.to_dict(self.config))
+        self.workdir.require_shared()
         self.say(f"Writing to {self.workdir}")
 
     def begin(self, matched: Match | None) -> tuple[TrainState, int]:
@@ -264,7 +267,7 @@ class Run(Parts):
             f"--workdir={self.workdir} goes on."
         )
         if name == "SIGINT":
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxft import config as configs
 from jaxft import files
 from jaxft.config import Config, TaskOptions
 from jaxft.errors import UserError
-from jaxft.processes import tell
+from jaxft.processes import process_index, tell, wait_for_all
 
 RUNS = "runs"
 
@@ -65,6 +66,24 @@ class Workdir:
         except Exception as error:  # each cloud has its own
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--workdir={self.path} cannot be written: {reason}.") from error
+
+    def require_shared(self) -> None:
+        """Raises UserError in a process that does not see what process 0 writes here."""
+        # A name that nobody has looked for: network disks remember for a while what was not there.
+        name = tell("a file of the workdir", f".shared-{time.time_ns()}")
+        if process_index() == 0:
+            files.write_file(self.file(name), b"")
+        wait_for_all("a file in the workdir")
+        seen = files.read_file(self.file(name)) is not None
+        wait_for_all("a look at the workdir")
+        if process_index() == 0:
+            fs, where = files.locate(self.file(name))
+            fs.rm_file(where)
+        if not seen:
+            raise UserError(
+                f"--workdir={self.path} is not the same folder in process {process_index()} as in "
+                "process 0: give one on a disk that all hosts share, or a gs:// URL."
+            )
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file, None where there is none. Raises UserError when it cannot be

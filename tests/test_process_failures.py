@@ -70,6 +70,17 @@ def test_a_workdir_without_room_which_process_0_alone_looks_for_ends_all(keys):
     assert "process 0 failed" in said[1].err
 
 
+def test_a_workdir_that_the_hosts_do_not_share_ends_all(keys, tmp_path):
+    elsewhere = """
+from jaxft import workdir
+locate = workdir.files.locate
+workdir.files.locate = lambda path: locate(str(path).replace("here", "there"))
+"""
+    said = job(runs.argv(keys, tmp_path / "here"), ("", elsewhere))
+    assert_left_together(said, 2, "is not the same folder in process 1 as in process 0")
+    assert not list((tmp_path / "here").glob(".shared*"))
+
+
 def test_a_process_killed_while_it_trains_ends_the_others(keys, tmp_path):
     die = """
 import os, signal
