@@ -6,6 +6,7 @@ One checkpoint holds parts that load on their own: `params`, `optimizer` (step a
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxft.errors import UserError
 from jaxft.nn.weights import Tree
 
+TRIES = 50
 _policies = ocp.training.preservation_policies
 _FAILURES = (OSError, ValueError)
 """What a save raises when it cannot be written; the second is tensorstore's, for a full disk
@@ -55,7 +57,7 @@ class Checkpoints:
         say: Callable[[str], None] = print,
         writes: bool = True,
     ):
-        self.folder, self.metric, self.say, self.writes = folder, metric, say, writes
+        self.folder, self.metric, self.say = folder, metric, say
         self.sign = -1.0 if lower_is_better else 1.0
         best = _policies.BestN(
             get_metric_fn=self._value, n=keep_best, keep_checkpoints_without_metrics=False
@@ -64,11 +66,11 @@ class Checkpoints:
         # Its threads log every failure with a page of traceback, and then raise it for us to tell.
         for noisy in ("absl", "asyncio"):
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
-        self._orbax = self._open()
+        self._orbax = self._open(clean=writes)
 
-    def _open(self) -> Any:
+    def _open(self, *, clean: bool) -> Any:
         return ocp.training.Checkpointer(
-            self.folder, preservation_policy=self._keep, cleanup_tmp_directories=self.writes
+            self.folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
 
     def _value(self, metrics: Mapping[str, float]) -> float:
@@ -130,13 +132,27 @@ class Checkpoints:
             raise error
         with suppress(*_FAILURES):
             self._orbax.close()
-        self._orbax = self._open()  # which removes what was half written and looks at what is there
+        # Not by orbax, which removes them beside the run: where a writer of the failed save is not
+        # done, the removal fails and takes the next save with it.
+        self._remove_torn()
+        self._orbax = self._open(clean=False)
         kept = ", ".join(map(str, self.steps)) or "none"
         self.say(
             "WARNING: a checkpoint could not be saved, the run goes on. Those before it are "
             f"untouched: {kept}.\n"
             f"  {_in_short(error)}"
         )
+
+    def _remove_torn(self) -> None:
+        """Removes what a failed save left, whose last writers may be adding to it yet; what they
+        make anew after that, the next start removes.
+        """
+        for _ in range(TRIES):
+            with suppress(OSError):
+                for torn in self.folder.glob("*.orbax-checkpoint-tmp"):
+                    torn.rmtree()
+                return
+            time.sleep(0.1)
 
     def restore(
         self,

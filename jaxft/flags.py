@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -29,6 +30,14 @@ class Flags:
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    compilation_cache_dir: str | None = None
+
+    @property
+    def plan(self) -> str:
+        """The command that plans this run."""
+        recipe = f"{self.config}:{self.arg}" if self.arg else self.config
+        keys = [f"{PREFIX}{key}={word}" for key, word in self.overrides.items()]
+        return shlex.join(["python", "-m", "jaxft.plan", f"--config={recipe}", *keys])
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,6 +87,11 @@ class TrainParser(Parser):
         add("--coordinator_address", metavar="HOST:PORT", help="of process 0, for several hosts")
         add("--num_processes", type=int, metavar="N", help="how many processes there are")
         add("--process_id", type=int, metavar="I", help="which one this is, from 0")
+        add(
+            "--compilation_cache_dir",
+            metavar="D",
+            help="where compiled programs are kept, or none; by default jaxft/xla in your cache",
+        )
 
     def format_help(self) -> str:
         return f"{super().format_help()}\n{key_table(self._keys)}"

@@ -8,6 +8,10 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C was heeded: everything is saved, and all processes leave in order."""
+
+
 class Interrupts:
     """Remembers the first signal instead of dying of it; a second Ctrl-C interrupts at once."""
 
@@ -16,7 +20,7 @@ class Interrupts:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        # With several processes jax.distributed takes SIGTERM itself and tells the others.
+        # With several processes JAX takes SIGTERM itself and tells the others.
         taken = [signal.SIGINT] + ([signal.SIGTERM] if jax.process_count() == 1 else [])
         for number in taken:
             self._before[number] = signal.signal(number, self._remember)
@@ -35,11 +39,17 @@ class Interrupts:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if jax.process_count() > 1:
+            # Ctrl-C may reach one process only, or each at another step: JAX finds a step for all.
+            signal.raise_signal(signal.SIGTERM)
 
     def stop(self, step: int) -> bool:
-        """Whether to save and leave after this step; all processes agree."""
+        """Whether to save and leave after this step; all processes agree, and no step waits for
+        that.
+        """
         if jax.process_count() == 1:
             return self.received is not None
-        if multihost_utils.reached_preemption_sync_point(step):
+        leaving = multihost_utils.reached_preemption_sync_point(step)
+        if leaving and self.received is None:
             self.received = signal.SIGTERM
-        return self.received is not None
+        return leaving

@@ -1,18 +1,14 @@
-"""Mesh, axis rules and the start of several processes.
+"""Mesh and axis rules.
 
 A weight is split over `tensor` along the axis that attention heads, feed-forward units or the
 vocabulary index, and over `fsdp` along any axis that divides; what remains is replicated. Rows of a
 batch are split over `data` and `fsdp`, the tokens of a row over `context`.
 """
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from math import gcd, prod
-from pathlib import Path as FilePath
 from typing import Any
 
 import jax
@@ -27,38 +23,6 @@ AXES = (*partition.ROWS, partition.SEQUENCE, partition.WIDTH)
 """Outermost first: what is sent most often goes between neighbours."""
 ROWS = PartitionSpec(partition.ROWS)
 _TENSOR_AXES = ("heads", "mlp", "vocab")
-
-
-def start_processes(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None
-) -> None:
-    """Join the other processes of the job: by flags, or by itself on TPU pods and under SLURM.
-
-    Raises:
-        UserError: only some of the flags are given.
-    """
-    flags = (coordinator, count, index)
-    if any(flag is not None for flag in flags):
-        if any(flag is None for flag in flags):
-            raise UserError(
-                "--coordinator_address, --num_processes and --process_id go together: give all "
-                "three or none."
-            )
-    elif not _in_cluster():
-        return
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # gloo announces its connections on the process's stdout, which is for results.
-        sys.stdout = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
-    jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=30)
-
-
-def _in_cluster() -> bool:
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        return True
-    on_tpu = FilePath("/dev/accel0").exists() or FilePath("/dev/vfio/0").exists()
-    return on_tpu and find_spec("libtpu") is not None
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

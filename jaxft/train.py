@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from jaxft import config as configs
-from jaxft import flags, summary, tasks
+from jaxft import flags, summary, tasks, xla_flags
 from jaxft.checkpoint import check_room
+from jaxft.compilation import keep_compiled
 from jaxft.config import Config
 from jaxft.data.batches import stream
 from jaxft.data.cache import cache_key
@@ -24,15 +25,24 @@ from jaxft.errors import UserError
 from jaxft.experiment import Say, assemble
 from jaxft.history import History
 from jaxft.host import keep_freed_memory
-from jaxft.interrupts import Interrupts
+from jaxft.interrupts import Interrupts, Stopped
+from jaxft.memory_error import explained, memory_by_cause
 from jaxft.nn.weights import Tree
 from jaxft.parts import Parts
 from jaxft.pretrained import Match
+from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.scoring import Outputs
-from jaxft.sharding import bytes_per_device, start_processes
+from jaxft.sharding import bytes_per_device
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
+
+SAME_COMMAND = (
+    "Every process of a job takes the same command and recipe; only --process_id may differ."
+)
+SAME_INPUTS = (
+    "These are digests of what was read: every host needs the same files and the same tokenizer."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -40,20 +50,28 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     given = flags.train_flags(argv, tasks.options)
     config = configs.load(given.config, given.arg, given.overrides, tasks.options)
+    chosen = xla_flags.choose()
     start_processes(given.coordinator_address, given.num_processes, given.process_id)
-    leads = jax.process_index() == 0
-    say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
-    count, kind = len(jax.devices()), jax.devices()[0].device_kind
-    say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
-    workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
-    workdir.refuse_other_config(config, tasks.options)
-    result = workdir.read_json("result.json") or train(config, workdir, say)
-    if result is not None and leads:
-        summary.announce(result, workdir, say)
+    with together():
+        agree("command", {**configs.flatten(config), "--workdir": given.workdir}, SAME_COMMAND)
+        leads = jax.process_index() == 0
+        say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
+        count, kind = len(jax.devices()), jax.devices()[0].device_kind
+        say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
+        for line in (*chosen, keep_compiled(given.compilation_cache_dir)):
+            say(line)
+        workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
+        workdir.refuse_other_config(config, tasks.options)
+        result = tell("result", workdir.read_json("result.json")) or train(
+            config, workdir, say, given.plan
+        )
+        if result is not None and leads:
+            summary.announce(result, workdir, say)
 
 
-def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
+def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, Any] | None:
     """Runs to the end and returns what `result.json` holds; None when a signal stopped the run.
+    `plan` is the command that says what would fit.
 
     Raises:
         UserError: what the user can mend; whatever was reached is saved before.
@@ -62,11 +80,13 @@ def train(config: Config, workdir: Workdir, say: Say) -> dict[str, Any] | None:
     run = Run(experiment, splits, workdir, say)
     run.inspect()
     run.prepare_workdir()
+    wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
     try:
-        state, step = run.begin(matched)
-        if not run.is_over(step):
-            state, step = run.loop(run.compile(step), state, step)
-        return run.finish(state, step) if run.is_over(step) else None
+        with together(), explained(lambda: memory_by_cause(run), plan):
+            state, step = run.begin(matched)
+            if not run.is_over(step):
+                state, step = run.loop(run.compile(step), state, step)
+            return run.finish(state, step) if run.is_over(step) else None
     finally:
         run.checkpoints.close()
 
@@ -98,6 +118,7 @@ class Run(Parts):
         """Checks that the run can be written down, and writes what describes it."""
         digests = {"tokenizer": cache_key(**tokenizer_content(self.experiment.tokenizer))}
         digests |= {name: split.rows.digest for name, split in self.splits.items()}
+        agree("inputs", digests, SAME_INPUTS)
         self.workdir.refuse_other_inputs(digests)
         if jax.process_index() == 0:
             leaves = jax.tree.leaves(self.abstract)
@@ -112,6 +133,7 @@ class Run(Parts):
             self.workdir.write_json("task.json", asdict(self.experiment.task))
             self.workdir.write_json("inputs.json", digests)
             self.workdir.write_json("config.json", configs.to_dict(self.config))
+        self.workdir.require_shared()
         self.say(f"Writing to {self.workdir}")
 
     def begin(self, matched: Match | None) -> tuple[TrainState, int]:
@@ -245,7 +267,7 @@ class Run(Parts):
             f"--workdir={self.workdir} goes on."
         )
         if name == "SIGINT":
-            raise KeyboardInterrupt
+            raise Stopped
 
 
 if __name__ == "__main__":

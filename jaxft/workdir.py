@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,15 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxft import config as configs
 from jaxft import files
 from jaxft.config import Config, TaskOptions
 from jaxft.errors import UserError
+from jaxft.processes import process_index, tell, wait_for_all
 
 RUNS = "runs"
 
@@ -37,10 +36,7 @@ class Workdir:
     def new(cls, config_file: str) -> "Workdir":
         """`runs/<config>-<time>`, chosen by process 0."""
         name = f"{RUNS}/{Path(config_file).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        if jax.process_count() > 1:
-            letters = np.frombuffer(name.encode().ljust(256), np.uint8)
-            name = bytes(np.asarray(multihost_utils.broadcast_one_to_all(letters))).decode().strip()
-        return cls(name)
+        return cls(tell("workdir", name))
 
     def __str__(self) -> str:
         return self.path
@@ -70,6 +66,24 @@ class Workdir:
         except Exception as error:  # each cloud has its own
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--workdir={self.path} cannot be written: {reason}.") from error
+
+    def require_shared(self) -> None:
+        """Raises UserError in a process that does not see what process 0 writes here."""
+        # A name that nobody has looked for: network disks remember for a while what was not there.
+        name = tell("a file of the workdir", f".shared-{time.time_ns()}")
+        if process_index() == 0:
+            files.write_file(self.file(name), b"")
+        wait_for_all("a file in the workdir")
+        seen = files.read_file(self.file(name)) is not None
+        wait_for_all("a look at the workdir")
+        if process_index() == 0:
+            fs, where = files.locate(self.file(name))
+            fs.rm_file(where)
+        if not seen:
+            raise UserError(
+                f"--workdir={self.path} is not the same folder in process {process_index()} as in "
+                "process 0: give one on a disk that all hosts share, or a gs:// URL."
+            )
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file, None where there is none. Raises UserError when it cannot be

@@ -1,8 +1,15 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv beside the package and installs it. Usage: prepare [extra ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '%s\n' "$*" >&2; }
+
+# A command as it can be typed.
+show() {
+  printf '%q ' "$@"
+  echo
+}
 
 find_python() {
   local candidate
@@ -19,7 +26,7 @@ find_python() {
 hardware_extra() {
   if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
     echo cuda
-  elif [ -e /dev/accel0 ] || [ -n "${TPU_NAME:-}" ]; then
+  elif [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ] || [ -n "${TPU_NAME:-}" ]; then
     echo tpu
   fi
 }

@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv, installs jaxft (with the cuda or tpu extra where such hardware is found) and fine-tunes.
-#   launch/local.sh [flags of python -m jaxft.train]
+#   launch/local.sh [--print] [flags of python -m jaxft.train]
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+if [ "${1:-}" = --print ]; then
+  show .venv/bin/python -m jaxft.train "${@:2}"
+  exit
+fi
+# shellcheck disable=SC2119 # the script's words are train's, not extras
 prepare
 exec .venv/bin/python -m jaxft.train "$@"

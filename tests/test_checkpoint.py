@@ -1,7 +1,10 @@
 """What is kept, what is never picked up, and that a checkpoint is the state at its step."""
 
+import itertools
 import shutil
+import threading
 import time
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +129,38 @@ def test_pitfall_14_a_reader_leaves_a_save_in_progress_alone_and_a_writer_remove
     save(writer, 3)
     writer.wait()
     assert not torn.exists()
+
+
+def test_pitfall_15_a_writer_that_outlives_its_failed_save_does_not_spoil_the_next(
+    opened, tmp_path
+):
+    said: list[str] = []
+    checkpoints, late = opened(say=said.append), tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    save(checkpoints, 1)
+    checkpoints.wait()
+    over = threading.Event()
+
+    def write(number: int) -> None:
+        late.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            (late / str(number)).touch()
+
+    def write_on() -> None:
+        for number in itertools.takewhile(lambda _: not over.is_set(), itertools.count(1000)):
+            write(number)
+
+    for number in range(1000):  # which take a while to remove
+        write(number)
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    threading.Timer(0.5, over.set).start()
+    checkpoints._failed(OSError(28, "No space left on device"))
+    save(checkpoints, 3)
+    checkpoints.wait()
+    writer.join()
+    assert [line.partition(",")[0] for line in said] == ["WARNING: a checkpoint could not be saved"]
+    assert checkpoints.steps == [3]
 
 
 def test_a_step_that_is_there_keeps_its_score(opened):

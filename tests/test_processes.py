@@ -1,23 +1,19 @@
-"""Two processes of two devices each train, evaluate, save, stop and go on as one process of four
-does.
-"""
+"""A run of two processes that is stopped and goes on as four equals the run of one process."""
 
 import json
-import socket
-import subprocess
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 import runs
+from jobs import KEYS, Said, job
 
 from jaxft.sharding import make_mesh
 
-KEYS = {"mesh.data": 2, "mesh.fsdp": 2, "optim.adam_epsilon": 1e-4, "train.eval_steps": 6}
 OTHER_COLLECTIVES = 2e-6
 """Relative difference of losses: gloo sums between processes in another order than one process
 does.
@@ -30,39 +26,30 @@ from jaxft.interrupts import Interrupts
 stop = Interrupts.stop
 def stop_at_5(self, step):
     if step == 5:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.{name})
         time.sleep(2)  # the coordinator asks everyone for a step to stop at
     return stop(self, step)
 Interrupts.stop = stop_at_5
 """
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def finish(process: subprocess.Popen) -> Said:
-    out, err = process.communicate(timeout=150)
-    return Said(process.returncode, out, err)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        return listening.getsockname()[1]
-
-
-def pair(words: list[str], codes: tuple[str, str] = ("", "")) -> tuple[Said, Said]:
-    """What the two processes of one run said."""
-    address = f"--coordinator_address=localhost:{free_port()}"
-    sooner = {"JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    started = [
-        runs.start([*words, address, "--num_processes=2", f"--process_id={i}"], code, **sooner)
-        for i, code in enumerate(codes)
-    ]
-    return tuple(map(finish, started))
+SLOW_TO_TOKENISE = """
+import time
+from jaxft import experiment
+tokenise = experiment.tokenise_splits
+def slow(*given):
+    time.sleep(3)
+    made = tokenise(*given)
+    print("tokenised at", time.monotonic(), file=sys.stderr)
+    return made
+experiment.tokenise_splits = slow
+"""
+SAYS_WHEN_IT_BEGINS = """
+import time
+begin = train.Run.begin
+def begin_and_say(self, matched):
+    print("began at", time.monotonic(), file=sys.stderr)
+    return begin(self, matched)
+train.Run.begin = begin_and_say
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,31 +69,42 @@ def one(tmp_path_factory, keys) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, keys, one) -> tuple[Path, list[tuple[Said, Said]]]:
-    """A run that gets a SIGTERM in its second process and is started again."""
-    workdir = tmp_path_factory.mktemp("two")
-    stopped = pair(runs.argv(keys, workdir), ("", STOP))
+def several(tmp_path_factory, keys, one) -> tuple[Path, list[list[Said]]]:
+    """A run of two processes whose second one gets a SIGTERM; then it goes on as four."""
+    workdir = tmp_path_factory.mktemp("several")
+    slow = SLOW_TO_TOKENISE + STOP.format(name="SIGTERM")
+    stopped = job(runs.argv(keys, workdir), (SAYS_WHEN_IT_BEGINS, slow))
     assert not (workdir / "result.json").exists()
-    return workdir, [stopped, pair(runs.argv(keys, workdir))]
+    return workdir, [stopped, job(runs.argv(keys, workdir), [""] * 4, devices=1)]
 
 
-def test_a_signal_to_one_process_saves_and_leaves_in_all(two):
-    _, [(first, second), _] = two
-    assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert "Stopped by SIGTERM after step" in first.err
+def errors(said: list[Said]) -> str:
+    return "\n".join(f"--- process {i}\n{one.err}" for i, one in enumerate(said))
 
 
-def test_two_processes_stopped_and_going_on_equal_one(two, one):
-    workdir, [_, (first, second)] = two
-    assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert "Resuming after step" in first.err
+def test_a_signal_to_one_process_saves_and_leaves_in_all(several):
+    _, [stopped, _] = several
+    assert [process.code for process in stopped] == [0, 0], errors(stopped)
+    assert "Stopped by SIGTERM after step" in stopped[0].err
+
+
+def test_collectives_start_when_the_slowest_has_tokenised(several):
+    _, [(first, second), _] = several
+    tokenised = float(second.err.partition("tokenised at")[2].split()[0])
+    assert float(first.err.partition("began at")[2].split()[0]) > tokenised
+
+
+def test_two_processes_that_go_on_as_four_equal_one(several, one):
+    workdir, [_, went_on] = several
+    assert [process.code for process in went_on] == [0] * 4, errors(went_on)
+    assert "Resuming after step" in went_on[0].err
     ours, theirs = runs.metrics(workdir), runs.metrics(one)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         for name in {"train/loss", "train/grad_norm", "validation/loss"} & mine.keys():
             assert mine[name] == pytest.approx(other[name], rel=OTHER_COLLECTIVES)
     result, expected = (json.loads((w / "result.json").read_text()) for w in (workdir, one))
-    assert result["processes"] == 2
+    assert result["processes"] == 4
     assert expected["processes"] == 1
     for split in ("validation", "test"):
         assert result[split] == pytest.approx(expected[split], rel=OTHER_COLLECTIVES)
@@ -116,12 +114,21 @@ def test_two_processes_stopped_and_going_on_equal_one(two, one):
         np.testing.assert_allclose(array, theirs[name], atol=WEIGHTS, err_msg=name)
 
 
-def test_only_the_first_process_speaks_and_writes(two):
-    workdir, said = two
-    for first, second in said:
+def test_only_the_first_process_speaks_and_writes(several):
+    workdir, [stopped, went_on] = several
+    for first, *others in (stopped, went_on):
         assert "Mesh data=2, fsdp=2, tensor=1" in first.err
-        assert second.out == ""
-        for ours in ("jaxft", "step", "validation", "WARNING"):
-            assert ours not in second.err  # gloo and the catcher of signals do speak
-    assert json.loads(said[1][0].out) == json.loads((workdir / "result.json").read_text())
+        for other in others:
+            assert other.out == ""
+            for ours in ("jaxft", "step", "validation", "WARNING"):
+                assert ours not in other.err  # gloo and the catcher of signals do speak
+    assert json.loads(went_on[0].out) == json.loads((workdir / "result.json").read_text())
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_one_process_scores_what_several_trained(several, capsys):
+    workdir, _ = several
+    runs.VERBS["evaluate"].main([f"--workdir={workdir}"])
+    scores = json.loads(capsys.readouterr().out)
+    test = json.loads((workdir / "result.json").read_text())["test"]
+    assert {name: scores[name] for name in test} == pytest.approx(test, rel=OTHER_COLLECTIVES)

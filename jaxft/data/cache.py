@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from filelock import FileLock
 
 from jaxft.data.sources import locate, open_saved, opening, quiet
 from jaxft.errors import UserError
@@ -63,21 +64,21 @@ def cached_map(
         cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxft", "tokens")
     folder = Path(cache_dir).expanduser()
     final = folder / key
-    if final.exists():
-        try:
-            return datasets.load_from_disk(str(final))
-        except (OSError, ValueError, KeyError) as error:
-            log.warning("The token cache %s is broken and is made again: %s", final, error)
-            shutil.rmtree(final)
+    if (found := _load(final)) is not None:
+        return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The processes of a host, or of hosts that share the folder, tokenise once between them.
+        lock = FileLock(folder / f".{key}.lock").acquire()
         scratch = tempfile.TemporaryDirectory(prefix="making-", dir=folder)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the second for a file system without locks
         raise UserError(
             f"The token cache {folder} cannot be written ({error}): give data.cache_dir a folder."
         ) from None
     # Made aside and renamed whole: a folder under its key is never half written.
-    with scratch, quiet():
+    with lock, scratch, quiet():
+        if (found := _load(final)) is not None:
+            return found
         made = dataset.map(
             features,
             batched=True,
@@ -88,9 +89,17 @@ def cached_map(
             new_fingerprint=key,
         )
         made.save_to_disk(f"{scratch.name}/saved")
-        try:
-            os.rename(f"{scratch.name}/saved", final)
-        except OSError:
-            if not final.exists():  # else another process made the same in the meantime
-                raise
+        os.rename(f"{scratch.name}/saved", final)
     return datasets.load_from_disk(str(final))
+
+
+def _load(final: Path) -> Dataset | None:
+    """What the cache holds; None where there is nothing, or nothing that can be read."""
+    if not final.exists():
+        return None
+    try:
+        return datasets.load_from_disk(str(final))
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("The token cache %s is broken and is made again: %s", final, error)
+        shutil.rmtree(final)
+        return None

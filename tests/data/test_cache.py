@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from datasets import Dataset
@@ -51,7 +53,7 @@ def test_a_hit_gives_what_was_made_and_only_that(data, tmp_path):
     made = [cached_map(data, Counting(), "key", str(tmp_path)) for _ in range(2)]
     assert made[0].column_names == made[1].column_names == ["input_ids"]
     assert made[0][:] == made[1][:] == {"input_ids": [[97], [98, 99]]}
-    assert os.listdir(tmp_path) == ["key"]  # and nothing of the making is left
+    assert sorted(os.listdir(tmp_path)) == [".key.lock", "key"], "nothing of the making is left"
 
 
 @pytest.mark.parametrize("torn", ["state.json", "data-00000-of-00001.arrow"])
@@ -68,21 +70,24 @@ def test_a_broken_cache_folder_is_made_again_and_said(data, tmp_path, caplog, to
 def test_a_failure_while_mapping_leaves_no_folder_behind(data, tmp_path):
     with pytest.raises(UserError, match="label of line 2"):
         cached_map(data, _refuse, "key", str(tmp_path))
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [".key.lock"]
 
 
 def _refuse(columns):
     raise UserError("the label of line 2")
 
 
-def test_two_that_make_the_same_at_once_both_get_it(data, tmp_path):
-    def meanwhile(columns):
-        cached_map(data, Counting(), "key", str(tmp_path))
-        return Counting()(columns)
+def test_pitfall_28_those_that_need_the_same_at_once_tokenise_once(data, tmp_path):
+    features = Counting()
 
-    made = cached_map(data, meanwhile, "key", str(tmp_path))
-    assert made["input_ids"][:] == [[97], [98, 99]]
-    assert os.listdir(tmp_path) == ["key"]
+    def slow(columns):
+        time.sleep(0.5)
+        return features(columns)
+
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(cached_map, data, slow, "key", str(tmp_path)) for _ in range(3)]
+    assert [one.result()["input_ids"][:] for one in made] == [[[97], [98, 99]]] * 3
+    assert features.calls == 1
 
 
 def test_without_a_folder_the_users_cache_is_taken(data, tmp_path, monkeypatch):

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Fine-tunes on every worker of a TPU slice by gcloud; the workers find each other by themselves.
+#   launch/tpu_vm.sh [--print] NAME --zone=ZONE [--project=P] -- --workdir=gs://BUCKET/run [flags of python -m jaxft.train]
+# The tracked files of this folder are copied to ~/jaxft on each worker, which makes its own .venv. Paths must be
+# gs:// or lie in this folder: the workers share no disk.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+usage() {
+  sed -n '2,5s/^# \{0,1\}//p' "launch/tpu_vm.sh" >&2
+  exit 2
+}
+[ "${1:-}" = --print ] && printing=yes && shift
+[ $# -gt 0 ] && [ "${1#-}" = "$1" ] || usage
+name=$1 where=()
+shift
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  where+=("$1")
+  shift
+done
+[ $# -gt 0 ] || usage
+shift
+case " $* " in
+  *" --workdir=gs://"*) ;;
+  *) printf '%s\n' "launch/tpu_vm.sh needs --workdir=gs://BUCKET/run: the workers share no disk" >&2 && exit 2 ;;
+esac
+run() {
+  if [ -n "${printing:-}" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+archive=$(mktemp -d)
+trap 'rm -r "$archive"' EXIT
+remote="mkdir -p jaxft && tar -xzf jaxft.tgz -C jaxft && cd jaxft && exec launch/local.sh$(printf ' %q' "$@")"
+run git archive --format=tar.gz --output="$archive/jaxft.tgz" HEAD
+run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all "${where[@]}"
+run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${where[@]}" --command="$remote"

@@ -1,0 +1,101 @@
+"""XLA's flags: set for the hardware that is there, never against the user, and known to XLA."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from jaxft import xla_flags
+
+HERE = {"gpu": ("jax_cuda13_plugin",), "tpu": ("libtpu",), "cpu": ()}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretends that JAX was installed for some hardware, and nobody has said anything."""
+
+    def make(kind: str) -> None:
+        monkeypatch.setattr(xla_flags, "find_spec", lambda name: name in HERE[kind])
+
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_NUM_SLICES"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return make
+
+
+def test_a_cpu_machine_gets_none(machine):
+    machine("cpu")
+    assert xla_flags.choose() == []
+    assert not {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & os.environ.keys()
+
+
+def test_a_gpu_machine_told_to_use_its_cpu_gets_none(machine, monkeypatch):
+    machine("gpu")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert xla_flags.choose() == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable", "flags"),
+    [("gpu", "XLA_FLAGS", xla_flags.GPU), ("tpu", "LIBTPU_INIT_ARGS", xla_flags.TPU)],
+)
+def test_flags_are_set_and_said_and_the_users_own_win(kind, variable, flags, machine, monkeypatch):
+    machine(kind)
+    first, *rest = flags
+    monkeypatch.setenv(variable, f"--{first}=mine --another=1")
+    (said,) = xla_flags.choose()
+    words = os.environ[variable].split()
+    assert said == f"{variable}: {os.environ[variable]}"
+    assert words[:2] == [f"--{first}=mine", "--another=1"]
+    assert words[2:] == [f"--{name}={flags[name]}" for name in rest]
+
+
+def test_several_slices_get_more(machine, monkeypatch):
+    machine("tpu")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+    (said,) = xla_flags.choose()
+    assert all(name in said for name in xla_flags.TPU | xla_flags.TPU_SLICES)
+
+
+def test_docs_explain_each():
+    text = (REPOSITORY / "docs" / "xla_flags.md").read_text()
+    assert all(f"`{name}" in text for name in xla_flags.GPU | xla_flags.TPU | xla_flags.TPU_SLICES)
+
+
+def ended(program: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_this_jaxlib_knows_the_gpu_flags():
+    words = [f"--{name}={value}" for name, value in xla_flags.GPU.items()]
+    program = "import jax; jax.devices()"
+    done = ended(program, XLA_FLAGS=" ".join(words))
+    assert done.returncode == 0, done.stderr
+    unknown = ended(program, XLA_FLAGS=" ".join([*words, "--xla_gpu_no_such_flag=true"]))
+    assert unknown.returncode != 0, "it would have said so"
+
+
+def test_this_libtpu_knows_the_tpu_flags():
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    flags = xla_flags.TPU | xla_flags.TPU_SLICES
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    # As in a run: JAX is imported when the flags are set.
+    program = """
+import os, jax
+os.environ["LIBTPU_INIT_ARGS"] = os.environ["GIVEN"]
+from jax.experimental import topologies
+topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
+"""
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = ended(program, GIVEN=" ".join(words), **quiet)
+    assert done.returncode == 0, done.stderr
+    unknown = ended(program, GIVEN=" ".join([*words, "--xla_tpu_no_such_flag=true"]), **quiet)
+    assert "Unknown command line flag" in unknown.stderr, "it would have said so"
