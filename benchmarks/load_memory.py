@@ -5,8 +5,8 @@
 Writes a sharded safetensors checkpoint of a Llama with random weights, and does in a process of its
 own for each line what `train` and `export` do with one: `pretrained.read` into the shards of
 `fsdp`, and `saving` with `pretrained.block` from a checkpoint's weights on such a mesh. A thread
-looks at RssAnon every few milliseconds; pages of the mapped files are not in it. On CPU the devices'
-memory is the host's, so the weights are counted in, and the aim is
+looks at RssAnon every few milliseconds; pages of the mapped files are not in it. On CPU the host's
+memory is the devices' too, so the weights are counted in, and the aim is
 
     peak - before <= weights in float32 + largest tensor in float32
 
@@ -31,7 +31,7 @@ from typing import Any
 
 SHAPES = {
     2000: {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "layers": 8},
-    150: {"vocab_size": 16000, "hidden_size": 512, "intermediate_size": 2048, "layers": 5},
+    180: {"vocab_size": 12000, "hidden_size": 512, "intermediate_size": 3072, "layers": 6},
 }
 """By about how many megabytes it takes in float32."""
 DTYPES = {"float32": 4, "bfloat16": 2}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -139,11 +139,14 @@ def _write_file(path: FilePath, tensors: Sequence[Tensor], dtype: str) -> None:
     with path.open("wb") as file:
         file.write(len(said).to_bytes(8, "little") + said)
         for tensor in tensors:
-            for block in tensor.blocks():
-                step = max(1, ROWS_BYTES * len(block) // max(1, block.nbytes))
-                for i in range(0, len(block), step):
-                    rows = _finite(block[i : i + step], tensor.name, dtype)
-                    file.write(rows.view(np.uint8))
+            _write_tensor(file, tensor, dtype)
+
+
+def _write_tensor(file: BinaryIO, tensor: Tensor, dtype: str) -> None:
+    for block in tensor.blocks():
+        step = max(1, ROWS_BYTES * len(block) // max(1, block.nbytes))
+        for i in range(0, len(block), step):
+            file.write(_finite(block[i : i + step], tensor.name, dtype).view(np.uint8))
 
 
 def _finite(rows: np.ndarray, name: str, dtype: str) -> np.ndarray:

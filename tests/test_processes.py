@@ -125,3 +125,17 @@ def test_only_the_first_process_speaks_and_writes(two):
             assert ours not in second.err  # gloo and the catcher of signals do speak
     assert json.loads(said[1][0].out) == json.loads((workdir / "result.json").read_text())
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_pitfall_20_two_processes_export_what_one_does(one, tmp_path):
+    """Each block is gathered by both, and the first one writes."""
+    verb = "from jaxft import export as train"
+    small = f"{verb}; from jaxft.nn import weights; weights.BLOCK_BYTES = 3000"
+    words = [f"--workdir={one}", "--dtype=bfloat16", f"--output={tmp_path}/two"]
+    first, second = pair(words, (small,) * 2)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "weights read back equal" in first.err
+    assert (first.out, second.out) == (f"{tmp_path}/two\n", "")
+    runs.VERBS["export"].main([*words[:2], f"--output={tmp_path}/one"])
+    assert runs.content(tmp_path / "two") == runs.content(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -17,7 +17,7 @@ Kind = Literal["kernel", "embedding", "bias", "norm"]
 Path = tuple[str, ...]
 Tree = dict[str, Any]
 """A plain nested dict, keyed by the parts of a `Path`: what crosses every jit boundary."""
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """So much of a weight passes through the host's memory at once, whichever way it goes."""
 ROWS_BYTES = 4 * 2**20
 """So much of a block is held twice, in the file's type and order and in the weight's."""
