@@ -69,7 +69,7 @@ def test_blocks_make_the_weights_and_the_file(small_blocks, family, tmp_path):
     """Fused, transposed and stacked ones, on one device and over a mesh."""
     folder = talk.folder(tmp_path, family)
     drawn, matched = opened(folder)
-    expected = dict(flatten(talk.drawn(family)[1]))
+    expected = dict(flatten(talk.drawn(family, 0.1)[1]))
     assert sum(len(weight.blocks()) > 1 for weight in drawn.weights.values()) > 5
     for shardings in (None, shared(drawn, SPLITS[1]), shared(drawn, SPLITS[3])):
         found = pretrained.read(matched, drawn.weights, shardings)
