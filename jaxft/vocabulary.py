@@ -79,10 +79,7 @@ def add_tokens(tokenizer: Any, tokens: Mapping[str, str | None], rows: int) -> N
                 "tokens with rows. Give it another text, or None for the mean of all rows."
             )
         sources[token] = tuple(ids)
-    from tokenizers import AddedToken
-
-    added = [AddedToken(token, special=True, normalized=False) for token in tokens]
-    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
     return NewRows(
         rows, known, {tokenizer.convert_tokens_to_ids(token): ids for token, ids in sources.items()}
     )

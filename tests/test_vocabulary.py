@@ -119,13 +119,19 @@ def test_a_table_that_does_not_fit_is_refused_all_the_same(tmp_path):
 
 def test_added_tokens_are_one_token_each_wherever_they_stand(tmp_path):
     tokenizer = byte_tokenizer()
-    new = add_tokens(tokenizer, {"<think>": None, "</think>": "ab"}, 300)
+    new = add_tokens(tokenizer, {"<Think>": None, "</Think>": "ab"}, 300)
     a, b = byte_tokenizer()("ab")["input_ids"]
     assert new == NewRows(300, KNOWN, {260: (), 261: (a, b)})
     tokenizer.save_pretrained(tmp_path)
     for one in (tokenizer, load_tokenizer(tmp_path)):
-        assert one("a<think>b</think>")["input_ids"] == [a, 260, b, 261]
+        assert one("a<Think>b</Think>")["input_ids"] == [a, 260, b, 261]
         assert one.decode([a, 260, b], skip_special_tokens=True) == "ab"
+
+
+def test_a_normalizer_does_not_change_them(tiny_tokenizer):
+    lower = copy.deepcopy(tiny_tokenizer)
+    add_tokens(lower, {"<Think>": None}, 64)
+    assert lower("A <Think>")["input_ids"][-2] == len(tiny_tokenizer)
 
 
 REFUSED = {
@@ -282,6 +288,9 @@ def test_tokens_without_rows_are_refused_until_they_are_named(larger, capsys, tm
     begun, matched = talk.begin(copy.deepcopy(raw))
     assert begun.experiment.drawn.dims.vocab_size == 267
     assert matched.new_rows == NewRows(264, 264, {264: (), 265: (), 266: ()})
+    raw["model"]["new_tokens"]["<4>"] = "ab<5>"
+    message = runs.refused(capsys, "train", talk.words(raw, tmp_path / "run"))
+    assert "'<4>' is to begin as the mean of 'ab<5>', which gives no tokens with rows" in message
     raw["model"]["new_tokens"] = {"<4>": None}
     assert "there is none for '<5>', '<6>'" in runs.refused(
         capsys, "train", talk.words(raw, tmp_path / "run")
