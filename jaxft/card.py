@@ -1,5 +1,7 @@
 """The model card of an export: where it comes from, how it scores, how to use it."""
 
+from collections.abc import Mapping
+
 from jaxft.trained import Trained
 
 
@@ -42,6 +44,7 @@ def model_card(trained: Trained) -> str:
                 if rows and scored
                 else []
             ),
+            *_added(config.model.new_tokens, base),
             "## Training",
             "",
             f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.lr_scheduler_type}, "
@@ -62,3 +65,21 @@ def model_card(trained: Trained) -> str:
             "",
         ]
     )
+
+
+def _added(tokens: Mapping[str, str | None], base: str | None) -> list[str]:
+    """What was added to the vocabulary, and what its rows were before training."""
+    if not tokens:
+        return []
+    mean = "the mean of the rows of all tokens before" if base else "drawn at random, as all rows"
+    return [
+        "## Added tokens",
+        "",
+        "| token | its rows before training |",
+        "|---|---|",
+        *(
+            f"| `{token}` | {mean if text is None else f'the mean of those of `{text}`'} |"
+            for token, text in tokens.items()
+        ),
+        "",
+    ]

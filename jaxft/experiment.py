@@ -183,7 +183,8 @@ def assemble(
     module = tasks.named(config.task.name)
     mesh = make_mesh(vars(config.mesh))
     source = open_source(config.model, say)
-    models.family(source.config)
+    rows = models.dims_of(source.config).vocab_size
+    source = source.with_tokens(config.model.new_tokens, rows, say)
     rows = read_splits(module, config.data, config.seed, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
@@ -191,7 +192,9 @@ def assemble(
     _check_head(source, drawn, task, config.model.new_head)
     tokenizer = task.prepare(source.tokenizer)
     experiment = Experiment(config, module, task, drawn, tokenizer, mesh)
-    matched = drawn.match(source.checkpoint, config.model.new_head) if source.checkpoint else None
+    matched = None
+    if source.checkpoint is not None:
+        matched = drawn.match(source.checkpoint, config.model.new_head, source.new_rows)
     _say_match(matched, say)
     _check_lengths(experiment)
     if experiment.metric not in task.score_names:
@@ -212,16 +215,19 @@ def assemble(
 
 
 def reopen(
-    saved: Mapping[str, Any], task: Mapping[str, Any], model_folder: FilePath, say: Say = print
+    saved: Mapping[str, Any],
+    task: Mapping[str, Any],
+    model_folder: FilePath,
+    mesh: Mesh,
+    say: Say = print,
 ) -> Experiment:
-    """The experiment of a workdir, from its saved config and task and its `model/` folder, on this
-    machine's devices.
+    """The experiment of a workdir, from its saved config and task and its `model/` folder, on
+    another mesh.
     """
     config = from_dict(saved, tasks.options)
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
-    mesh = make_mesh({"data": -1})
     drawn = _draw(config, hf_config, module, restored, mesh, say)
     return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
@@ -290,10 +296,13 @@ def _check_lengths(experiment: Experiment) -> None:
             "at most that."
         )
     if len(tokenizer) > dims.vocab_size:
+        without = [name for name, i in tokenizer.get_vocab().items() if i >= dims.vocab_size]
+        listed = ", ".join(map(repr, sorted(without)[:10]))
         raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens, the embedding only {dims.vocab_size} "
-            "rows: they do not belong "
-            "together. Check model.pretrained and model.tokenizer."
+            f"rows: there is none for {listed}{' ...' if len(without) > 10 else ''}. Where they "
+            "were added, name them in model.new_tokens, which gives them rows; else check "
+            "model.pretrained and model.tokenizer, which do not belong together."
         )
 
 

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft import flags, models, pretrained
+from jaxft import flags, models, pretrained, saving
 from jaxft.card import model_card
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Tokens
-from jaxft.nn.weights import Path as WeightPath
-from jaxft.nn.weights import flatten, unflatten
+from jaxft.nn.weights import Weight, flatten, unflatten
+from jaxft.processes import start_processes, together
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -27,6 +27,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 SAME_LOGITS = 1e-4
 """Largest difference between our logits and transformers', relative to the largest logit, in
 float32.
+"""
+LOGITS_BYTES = 2 * 10**9
+"""Of weights at most, for comparing logits: that needs all of them on one device, and twice more on
+the host.
 """
 
 
@@ -36,82 +40,97 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", required=True, metavar="D", help="new or empty folder")
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the file's tensors")
+    flags.add_processes(parser)
     given = parser.parse(argv)
-    say = partial(print, file=sys.stderr, flush=True)
-    folder = Path(given.output)
+    start_processes(given.coordinator_address, given.num_processes, given.process_id)
+    with together():
+        write(Workdir(given.workdir), given.step, Path(given.output), given.dtype)
+
+
+def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
+    """A new folder with what a step of a run learnt, or nothing.
+
+    Raises:
+        UserError: the folder or the step cannot be used.
+    """
+    leads = jax.process_index() == 0
+    say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output={folder} exists and is not an empty folder; choose another one.")
-    with open_trained(Workdir(given.workdir), given.step, say) as trained:
+    # Split over all devices: one of them need not hold all weights.
+    with open_trained(workdir, step, say, {"fsdp": -1}) as trained:
         aside = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
+        if leads:
+            shutil.rmtree(aside, ignore_errors=True)
         try:
-            export(trained, aside, given.dtype)
+            export(trained, aside, dtype)
+            check(trained, aside, dtype, say)
+            if leads:
+                aside.replace(folder)
         except OSError as error:
             raise UserError(
                 f"--output={folder} cannot be written: {error.strerror or error}."
             ) from error
-        check(trained, aside, given.dtype, say)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
+        finally:
+            if leads:
+                shutil.rmtree(aside, ignore_errors=True)
     say(f"Exported step {trained.step}")
-    print(folder)
+    if leads:
+        print(folder)
 
 
 def export(trained: Trained, folder: Path, dtype: str) -> None:
-    """Weights, config, tokenizer and model card.
+    """Weights, config, tokenizer and model card; every process takes part and the first writes.
 
     Raises:
         UserError: a weight is not finite, or would not be in `dtype`.
     """
     experiment = trained.experiment
-    params = dict(flatten(trained.params))
-    for path, array in params.items():
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(array).astype(np.dtype(dtype))).all()
-        if not finite:
-            name = experiment.drawn.weights[path].hf
-            raise UserError(
-                f"Step {trained.step} has values in {name} that are not finite in {dtype}: not "
-                "exported."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    experiment.tokenizer.save_pretrained(folder)
-    weights = experiment.drawn.weights
     models.write_folder(
-        folder, experiment.hf_config, params, weights, output=experiment.drawn.output, dtype=dtype
+        folder,
+        experiment.hf_config,
+        dict(flatten(trained.params)),
+        experiment.drawn.weights,
+        output=experiment.drawn.output,
+        dtype=dtype,
     )
-    for name, content in experiment.task.files(experiment.tokenizer).items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(trained))
+    if jax.process_index() == 0:
+        experiment.tokenizer.save_pretrained(folder)
+        for name, content in experiment.task.files(experiment.tokenizer).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(trained))
 
 
 def check(trained: Trained, folder: Path, dtype: str, say: Any) -> None:
-    """Reads the folder back and compares every weight; with torch at hand, transformers' logits
-    too.
+    """Reads the folder back and compares every weight, block by block; with torch at hand, and a
+    model that is not too large for a second copy, transformers' logits too.
 
     Raises:
         RuntimeError: what was written is not what was meant: a bug of ours.
     """
-    experiment = trained.experiment
-    checkpoint = pretrained.Checkpoint(folder)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shardings = dict.fromkeys(experiment.drawn.weights, device)
-    read = pretrained.read(experiment.drawn.match(checkpoint), experiment.drawn.weights, shardings)
+    leads, weights = jax.process_index() == 0, trained.experiment.drawn.weights
+    matched = trained.experiment.drawn.match(pretrained.Checkpoint(folder)) if leads else None
     for path, array in flatten(trained.params):
-        _compare(path, np.asarray(array), np.asarray(read[path]), dtype)
-    said = f"{len(read)} weights read back equal"
-    if find_spec("torch") is not None and dtype == "float32":
+        weight = weights[path]
+        for span in weight.blocks():
+            meant = saving.fetch(array, weight, span)
+            if matched is not None:
+                _compare(weight, meant, pretrained.block(matched, weight, span), dtype)
+    said = f"Checked: {len(weights)} weights read back equal"
+    if find_spec("torch") is None or dtype != "float32":
+        say(said)
+    elif jax.process_count() > 1 or 4 * sum(w.size for w in weights.values()) > LOGITS_BYTES:
+        say(f"{said}; logits are compared by one process, and up to {LOGITS_BYTES / 1e9:g} GB")
+    else:
         difference = logit_difference(trained, folder)
         if not difference <= SAME_LOGITS:
             raise RuntimeError(f"transformers' logits differ by {difference:.1e} from ours")
-        said += f", transformers' logits equal to {difference:.0e}"
-    say(f"Checked: {said}")
+        say(f"{said}, transformers' logits equal to {difference:.0e}")
 
 
-def _compare(path: WeightPath, meant: np.ndarray, found: np.ndarray, dtype: str) -> None:
+def _compare(weight: Weight, meant: np.ndarray, found: np.ndarray, dtype: str) -> None:
     if not np.array_equal(meant.astype(np.dtype(dtype)).astype(np.float32), found):
-        raise RuntimeError(f"{'/'.join(path)} was not read back as it was written")
+        raise RuntimeError(f"{weight.name} was not read back as it was written")
 
 
 def logit_difference(trained: Trained, folder: Path) -> float:

@@ -84,9 +84,7 @@ class TrainParser(Parser):
         add("--config", metavar="F[:ARG]", help=f"the recipe file, by default {DEFAULT_CONFIG}")
         add("--config.KEY", metavar="VALUE", help="override a key of the recipe: see below")
         add("--workdir", metavar="W", help="folder of the run; an unfinished run in it goes on")
-        add("--coordinator_address", metavar="HOST:PORT", help="of process 0, for several hosts")
-        add("--num_processes", type=int, metavar="N", help="how many processes there are")
-        add("--process_id", type=int, metavar="I", help="which one this is, from 0")
+        add_processes(self)
         add(
             "--compilation_cache_dir",
             metavar="D",
@@ -104,6 +102,14 @@ class TrainParser(Parser):
         if not key and "did you mean" not in said:
             key = closest(flag.lstrip("-"), [key.name for key in self._keys])
         return f"unknown flag {flag}; did you mean {PREFIX}{key}?" if key else said
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The flags of a verb that several processes can share."""
+    add = parser.add_argument
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, for several hosts")
+    add("--num_processes", type=int, metavar="N", help="how many processes there are")
+    add("--process_id", type=int, metavar="I", help="which one this is, from 0")
 
 
 def train_flags(argv: Sequence[str], task_options: TaskOptions) -> Flags:

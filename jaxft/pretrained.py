@@ -1,124 +1,26 @@
-"""Hugging Face folders <-> parameters: config.json, safetensors and nothing about any family.
+"""The tensors of a checkpoint -> parameters, with nothing about any family.
 
 A tensor's name in the file is the weight's own `hf` name, behind the family's prefix or not.
 """
 
-import json
 import re
-from collections.abc import Container, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path as FilePath
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax import lax
 
 from jaxft.errors import UserError
-from jaxft.hub import INDEX, SINGLE
-from jaxft.nn.weights import Path, Weight
+from jaxft.folder import Checkpoint
+from jaxft.nn.weights import ROWS_BYTES, Path, Weight
+from jaxft.vocabulary import NewRows
 
-SHARD_BYTES = 5 * 10**9
 FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the types that are read; float64 loses digits, the others none."""
-_OLD_NAMES = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder with `config.json` and safetensors; tensors are read one slice at a time.
-
-    Raises:
-        UserError: no config, no safetensors (a pickle is refused), or a file that cannot be read.
-    """
-
-    folder: FilePath
-    _open: ExitStack = field(default_factory=ExitStack, repr=False)
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        path, adapter = self.folder / "config.json", self.folder / "adapter_config.json"
-        if adapter.exists():
-            base = _read_json(adapter).get("base_model_name_or_path") or "its base model"
-            raise UserError(
-                f"{self.folder} holds an adapter of {base}, and full weights are needed. Merge it "
-                "first: peft's AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload(), "
-                "then save_pretrained."
-            )
-        if not path.exists():
-            raise UserError(
-                f"{self.folder} has no config.json: is it the folder of a transformers model?"
-            )
-        config = _read_json(path)
-        if not isinstance(config.get("model_type"), str):
-            raise UserError(f"{path} has no model_type, so its family is unknown.")
-        return config
-
-    @cached_property
-    def tensors(self) -> dict[str, tuple[Any, str]]:
-        """Canonical name -> (open file, name in the file)."""
-        found: dict[str, tuple[Any, str]] = {}
-        for path in self.files:
-            try:
-                file = self._open.enter_context(safe_open(path, framework="numpy"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path} is truncated or not a safetensors file ({error}). Fetch it again."
-                ) from error
-            for name in file.keys():  # noqa: SIM118 -- safe_open is no mapping
-                if (now := canonical(name)) in found:
-                    raise UserError(f"{path}: {name} is there twice, as {found[now][1]} too.")
-                found[now] = (file, name)
-        return found
-
-    @cached_property
-    def files(self) -> list[FilePath]:
-        """The safetensors files: `model.safetensors` before the shards, as in transformers."""
-        single, index = self.folder / SINGLE, self.folder / INDEX
-        if single.exists():
-            return [single]
-        if index.exists():
-            places = _read_json(index).get("weight_map")
-            if not isinstance(places, dict):
-                raise UserError(f"{index} has no weight_map. Fetch it again.")
-            names = sorted(set(places.values()))
-            missing = [name for name in names if not (self.folder / name).exists()]
-            if missing:
-                listed = ", ".join(missing)
-                raise UserError(f"{index} lists files that are not there: {listed}. Fetch them.")
-            return [self.folder / name for name in names]
-        pickles = [p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-        if pickles:
-            raise UserError(
-                f"{self.folder} has only a pickle ({pickles[0]}), which can run code when opened, "
-                "so it is refused.\nWhere you trust it, load it with transformers and "
-                "`save_pretrained` it, which writes safetensors."
-            )
-        raise UserError(
-            f"{self.folder} has no weights: no {SINGLE} and no {INDEX}. "
-            "Pickles (pytorch_model.bin) are neither read nor fetched."
-        )
-
-
-def canonical(name: str) -> str:
-    """A tensor's name as transformers spells it today."""
-    for pattern, new in _OLD_NAMES:
-        name = pattern.sub(new, name)
-    return name
-
-
-def _read_json(path: FilePath) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:  # not JSON, not UTF-8, not readable
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object but {type(content).__name__}.")
-    return content
 
 
 @dataclass(frozen=True)
@@ -131,6 +33,8 @@ class Match:
     """Weights the checkpoint does not have and that may be initialised."""
     unused: dict[str, str]
     """Tensors that no weight needs, with the reason why that is fine."""
+    new_rows: NewRows | None = None
+    """Rows over the vocabulary that the checkpoint does not have."""
 
 
 def match(
@@ -142,11 +46,13 @@ def match(
     new: Mapping[str, str],
     may_lack_head: bool = True,
     new_head: bool = False,
+    new_rows: NewRows | None = None,
 ) -> Match:
     """Pair weights and tensors.
 
     Heads (with `may_lack_head`) and names that fit `new` may be absent; names that fit `unused` may
-    be left over. A tied head that the checkpoint holds too must equal the weight it is tied to.
+    be left over. A tied head that the checkpoint holds too must equal the weight it is tied to, and
+    one that it holds alone is that weight.
 
     Raises:
         UserError: any tensor is missing, extra or of another shape; all of them are named.
@@ -160,9 +66,11 @@ def match(
             problems.append(f"  twice      {short}: with and without {dotted}")
         found[short] = place
     for weight in weights.values():
+        if weight.tied in found and weight.hf not in found:
+            found[weight.hf] = found.pop(weight.tied)
         if (new_head and weight.in_head) or _may_be_new(weight, new, found, may_lack_head):
             fresh.append(weight)
-        elif wrong := list(_misfits(weight, found)):
+        elif wrong := list(_misfits(weight, found, new_rows)):
             problems += wrong
             advice = "\nmodel.new_head=true starts the head afresh." if weight.in_head else advice
         else:
@@ -187,7 +95,7 @@ def match(
     if problems:
         listed = "\n".join(problems)
         raise UserError(f"{checkpoint.folder} does not fit the model:\n{listed}{advice}")
-    return Match(taken, tuple(fresh), left)
+    return Match(taken, tuple(fresh), left, new_rows)
 
 
 def _may_be_new(
@@ -211,8 +119,14 @@ def _equal(one: tuple[Any, str], other: tuple[Any, str]) -> bool:
     return all(np.array_equal(a[block], b[block]) for block in blocks)
 
 
-def _misfits(weight: Weight, found: Mapping[str, tuple[Any, str]]) -> Iterator[str]:
+def _misfits(
+    weight: Weight, found: Mapping[str, tuple[Any, str]], new_rows: NewRows | None
+) -> Iterator[str]:
     """What is wrong with the tensors that bear a weight's names."""
+    if new_rows is not None:
+        sizes = zip(weight.axes, weight.shape, strict=True)
+        stored = tuple(new_rows.stored if axis == "vocab" else size for axis, size in sizes)
+        weight = replace(weight, shape=stored)
     for name in weight.hf_names:
         if name not in found:
             yield f"  missing    {name} {list(weight.hf_shape)}"
@@ -234,92 +148,111 @@ def read(
 
     Without shardings they are on the default device, and jit may move them.
     """
-
-    def load(weight: Weight) -> jax.Array:
-        places = matched.tensors[weight.path]
-
-        def part(index: Any) -> np.ndarray:
-            if not weight.stacked:
-                return _slice(places[0], _within(weight, index), weight.transposed)
-            inner = _within(weight, index[1:])
-            return np.stack([_slice(place, inner, weight.transposed) for place in places[index[0]]])
-
-        if shardings is None:
-            return jnp.asarray(part((slice(None),) * len(weight.shape)))
-        return jax.make_array_from_callback(weight.shape, shardings[weight.path], part)
-
-    return {path: load(weights[path]) for path in matched.tensors}
+    return {
+        path: _load(matched, weights[path], None if shardings is None else shardings[path])
+        for path in matched.tensors
+    }
 
 
-def _within(weight: Weight, index: tuple[slice, ...]) -> tuple[slice, ...]:
+def block(matched: Match, weight: Weight, span: slice) -> np.ndarray:
+    """One of the `weight.blocks()`, float32."""
+    index = [slice(0, n) for n in weight.shape]
+    index[weight.blocks_axis] = span
+    return _part(matched, weight, index)
+
+
+def _load(matched: Match, weight: Weight, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Put together on the devices from blocks, so that the host holds no more than one of them."""
+    shape, axis, spans = weight.shape, weight.blocks_axis, weight.blocks()
+    split = sharding is not None and sharding.shard_shape(shape)[axis] != shape[axis]
+    if split or len(spans) == 1:
+        return _put(shape, sharding, lambda index: _part(matched, weight, index))
+    value = jnp.zeros(shape, jnp.float32, device=sharding)
+    insert = _inserter(sharding, axis)
+    for span in spans:
+
+        def part(index: list[slice], first: int = span.start) -> np.ndarray:
+            here = index[axis]
+            index[axis] = slice(first + here.start, first + here.stop)
+            return _part(matched, weight, index)
+
+        size = (*shape[:axis], span.stop - span.start, *shape[axis + 1 :])
+        # One at a time: the next is not read while this one still waits for its place.
+        value = insert(value, _put(size, sharding, part), np.int32(span.start)).block_until_ready()
+    return value
+
+
+@cache
+def _inserter(sharding: jax.sharding.Sharding | None, axis: int) -> Callable[..., jax.Array]:
+    """Writes a block into an array that is donated, from a given place on."""
+
+    def insert(value: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(value, block, start, axis)
+
+    return jax.jit(insert, donate_argnums=0, out_shardings=sharding)
+
+
+def _put(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding | None,
+    part: Callable[[list[slice]], np.ndarray],
+) -> jax.Array:
+    """An array whose parts are read one device after the other; what several hold is read once."""
+    if sharding is None:
+        return jnp.asarray(part([slice(0, n) for n in shape]))
+    owners: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(one.indices(n)[:2] for one, n in zip(index or (), shape, strict=True))
+        owners.setdefault(bounds, []).append(device)
+    placed = []
+    for bounds, devices in owners.items():
+        values = part([slice(*ends) for ends in bounds])
+        placed += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+
+def _part(matched: Match, weight: Weight, index: Sequence[slice]) -> np.ndarray:
+    """What lies at `index` of a weight, float32."""
+    places = matched.tensors[weight.path]
+    part = np.empty([one.stop - one.start for one in index], np.float32)
+    if weight.stacked:
+        for layer, place in zip(part, places[index[0]], strict=True):
+            _copy(layer, place, weight, index[1:])
+    elif matched.new_rows is None or "vocab" not in weight.axes:
+        _copy(part, places[0], weight, index)
+    else:
+        axis = weight.axes.index("vocab")
+
+        def stored(rows: slice) -> np.ndarray:
+            there = (*index[:axis], rows, *index[axis + 1 :])
+            return np.moveaxis(_slice(places[0], weight, there), axis, 0)
+
+        matched.new_rows.complete(np.moveaxis(part, axis, 0), index[axis].start, stored)
+    return part
+
+
+def _copy(part: np.ndarray, place: tuple[Any, str], weight: Weight, index: Sequence[slice]) -> None:
+    """Fills `part` from one tensor of the file, a few of the file's rows at a time."""
+    axis = part.ndim - 1 if weight.transposed else 0
+    step, first = max(1, ROWS_BYTES * part.shape[axis] // max(1, part.nbytes)), index[axis].start
+    into = np.moveaxis(part, axis, 0)
+    for i in range(0, len(into), step):
+        rows = slice(first + i, min(first + i + step, index[axis].stop))
+        some = _slice(place, weight, (*index[:axis], rows, *index[axis + 1 :]))
+        into[i : i + step] = np.moveaxis(some, axis, 0)
+
+
+def _slice(place: tuple[Any, str], weight: Weight, index: Sequence[slice]) -> np.ndarray:
+    """A slice of one tensor of the file, in the weight's order of axes and the file's type."""
+    file, name = place
+    inside = tuple(_within(weight, index))
+    tensor = file.get_slice(name)
+    return tensor[inside[::-1]].T if weight.transposed else tensor[inside]
+
+
+def _within(weight: Weight, index: Sequence[slice]) -> Sequence[slice]:
     """Where a block of a weight lies in the tensor it is a part of."""
     if weight.part is None:
         return index
-    size = weight.shape[-1]
-    start, stop, _ = index[-1].indices(size)
-    first = weight.part[0] * size
-    return (*index[:-1], slice(first + start, first + stop))
-
-
-def _slice(place: tuple[Any, str], index: tuple[slice, ...], transposed: bool) -> np.ndarray:
-    file, name = place
-    tensor = file.get_slice(name)
-    block = tensor[index[::-1] if transposed else index] if index else tensor[:]
-    block = np.asarray(block, np.float32)
-    return block.T if transposed else block
-
-
-def to_tensors(
-    params: Mapping[Path, Any], weights: Mapping[Path, Weight], *, prefix: str, dtype: str
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors under their checkpoint names, one at a time; those of the base behind `prefix`."""
-    fused: dict[tuple[str, ...], list[Path]] = {}
-    for path, weight in weights.items():
-        fused.setdefault(weight.hf_names, []).append(path)
-    for names, paths in fused.items():
-        paths.sort(key=lambda path: weights[path].part or (0, 1))
-        weight = weights[paths[0]]
-        for i, name in enumerate(names):
-            parts = [np.asarray(params[p][i] if weight.stacked else params[p]) for p in paths]
-            tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-            tensor = tensor.T if weight.transposed else tensor
-            dotted = name if weight.in_head else prefix + name
-            yield dotted, np.ascontiguousarray(tensor.astype(np.dtype(dtype)))
-
-
-def write(
-    folder: FilePath, tensors: Iterator[tuple[str, np.ndarray]], *, shard_bytes: int = SHARD_BYTES
-) -> None:
-    """One safetensors file, or shards of at most `shard_bytes` with an index.
-
-    Those of an earlier export to the same folder are replaced.
-    """
-    shards: list[list[str]] = []
-    shard: dict[str, np.ndarray] = {}
-    size = total = 0
-
-    def flush() -> None:
-        save_file(shard, folder / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard.clear()
-
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > shard_bytes:
-            flush()
-            size = 0
-        shard[name] = tensor
-        size += tensor.nbytes
-        total += tensor.nbytes
-    flush()
-    for old in (folder / INDEX, *folder.glob("model*.safetensors")):
-        old.unlink(missing_ok=True)
-    if len(shards) == 1:
-        (folder / "part-0.safetensors").rename(folder / SINGLE)
-        return
-    weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards):
-        final = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"part-{i}.safetensors").rename(folder / final)
-        weight_map |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2))
+    first = weight.part[0] * weight.shape[-1]
+    return (*index[:-1], slice(first + index[-1].start, first + index[-1].stop))

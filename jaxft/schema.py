@@ -38,6 +38,10 @@ class Model:
         None, "to train from scratch: a folder or hub id with a config.json, or its fields"
     )
     tokenizer: str | None = key(None, "folder or hub id of another tokenizer than the model's own")
+    new_tokens: dict[str, str | None] = key(
+        {},
+        "token to add -> text whose tokens' mean its rows begin as; None: the mean of all tokens",
+    )
     new_head: bool = key(False, "start the head afresh even where the checkpoint has one")
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto", "precision of the computation; the weights are kept in float32"
@@ -254,6 +258,12 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("model",),
             "model.pretrained and model.config are both None; name a checkpoint: a folder, or a "
             "hub id such as sentence-transformers/all-MiniLM-L6-v2",
+        )
+    if config.model.pretrained is None and any(config.model.new_tokens.values()):
+        yield (
+            ("model.new_tokens", "model.pretrained"),
+            f"model.new_tokens = {config.model.new_tokens!r} asks for means of trained rows, and "
+            "from scratch there are none; give None instead of the texts",
         )
     if train.max_steps is not None and train.num_train_epochs is not None:
         yield (

@@ -1,7 +1,7 @@
 """Where a run's architecture, tokenizer and weights come from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxft import hub, pretrained
 from jaxft.config import Model
 from jaxft.data.templates import TEMPLATES
 from jaxft.errors import UserError
+from jaxft.vocabulary import NewRows, add_tokens
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Source:
     tokenizer: Any
     checkpoint: pretrained.Checkpoint | None
     """None: the weights are drawn at random."""
+    new_rows: NewRows | None = None
+    """Of tokens that the checkpoint does not know."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -26,6 +29,21 @@ class Source:
         names = self.config.get("id2label") or {}
         ordered = tuple(str(names[key]) for key in sorted(names, key=int))
         return () if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered
+
+    def with_tokens(
+        self, tokens: Mapping[str, str | None], rows: int, say: Callable[[str], None]
+    ) -> "Source":
+        """With the `tokens` in the tokenizer, and rows for them beside the `rows` there are."""
+        if not tokens:
+            return self
+        new_rows = add_tokens(self.tokenizer, tokens, rows)
+        grown = max(rows, *(row + 1 for row in new_rows.sources))
+        spare = sum(row < rows for row in new_rows.sources)
+        say(
+            f"Vocabulary: {len(tokens)} tokens added, {spare} of them in spare rows; the embedding "
+            f"had {rows} and has {grown}"
+        )
+        return replace(self, config={**self.config, "vocab_size": grown}, new_rows=new_rows)
 
 
 def open_source(model: Model, say: Callable[[str], None]) -> Source:

@@ -1,13 +1,15 @@
 """Small Hugging Face folders to take apart."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from jaxft import hub, pretrained
+from jaxft import hub, saving
+from jaxft.saving import Tensor
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
@@ -24,8 +26,9 @@ def edit_config(folder: Path, **fields: Any) -> None:
 
 
 def write_sharded(folder: Path, tensors: dict[str, np.ndarray], shard_bytes: int) -> set[str]:
-    """Writes and returns the names of the files."""
-    pretrained.write(folder, iter(tensors.items()), shard_bytes=shard_bytes)
+    """Writes float32 tensors and returns the names of the files."""
+    rows = [Tensor(name, x.shape, partial(iter, [x])) for name, x in tensors.items()]
+    saving.write(folder, rows, "float32", shard_bytes=shard_bytes)
     return {path.name for path in folder.iterdir() if "safetensors" in path.name}
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from jaxft import pretrained
+from jaxft import pretrained, saving
+from jaxft.folder import canonical
 from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
 from jaxft.nn.tokens import Tokens
@@ -108,7 +109,7 @@ class MemoryCheckpoint(pretrained.Checkpoint):
         super().__init__(Path("memory"))
         file = Arrays(arrays)
         self.__dict__["config"] = dict(config)
-        self.__dict__["tensors"] = {pretrained.canonical(name): (file, name) for name in arrays}
+        self.__dict__["tensors"] = {canonical(name): (file, name) for name in arrays}
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Pair:
         """A tree like the parameters' under the checkpoint's names."""
         flat = {path: np.asarray(leaf) for path, leaf in flatten(tree)}
         prefix = f"{self.drawn.module.PREFIX}."
-        return dict(pretrained.to_tensors(flat, self.drawn.weights, prefix=prefix, dtype="float32"))
+        tensors = saving.to_tensors(flat, self.drawn.weights, prefix=prefix)
+        return {tensor.name: tensor.values for tensor in tensors}
 
     def expected(self, tokens: Tokens, grads: bool = True) -> Outputs:
         """transformers' answer; positions are given, so that the padding may be on any side."""

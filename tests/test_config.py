@@ -185,7 +185,9 @@ def test_an_unknown_key_lists_the_keys_of_its_section(load):
 
 
 def test_a_section_and_a_key_are_not_taken_for_each_other(load):
-    assert "a section; set its keys: mesh.data, mesh.fsdp, mesh.context, mesh.tensor" in refusal(load, mesh="3")
+    assert "a section; set its keys: mesh.data, mesh.fsdp, mesh.context, mesh.tensor" in refusal(
+        load, mesh="3"
+    )
     assert "mesh = 3: a section" in refusal(load, "config.mesh = 3")
     assert "optim.name is one of" in refusal(load, optim__name__x="3")
 

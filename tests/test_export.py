@@ -8,11 +8,10 @@ import jax
 import numpy as np
 import pytest
 import runs
-from jax.sharding import SingleDeviceSharding
 
 from jaxft import export, pretrained
 from jaxft.checkpoint import Checkpoints
-from jaxft.nn.weights import flatten, unflatten
+from jaxft.nn.weights import Weight, flatten, unflatten
 from jaxft.trained import open_trained
 from jaxft.workdir import Workdir
 
@@ -128,15 +127,13 @@ def test_pitfall_11_what_is_not_finite_is_never_exported(
 def test_pitfall_19_an_export_that_was_not_written_as_meant_is_a_loud_bug(
     call, tmp_path, monkeypatch
 ):
-    read = pretrained.read
+    block = pretrained.block
 
-    def read_wrongly(*args: Any) -> dict:
-        found = read(*args)
-        path = ("heads", "classify", "bias")
-        here = SingleDeviceSharding(jax.devices()[0])
-        return found | {path: jax.device_put(np.asarray(found[path])[::-1] + 1, here)}
+    def read_wrongly(matched: pretrained.Match, weight: Weight, span: slice) -> np.ndarray:
+        found = block(matched, weight, span)
+        return found[::-1] + 1 if weight.name == "heads/classify/bias" else found
 
-    monkeypatch.setattr(pretrained, "read", read_wrongly)
+    monkeypatch.setattr(pretrained, "block", read_wrongly)
     with pytest.raises(
         RuntimeError, match="heads/classify/bias was not read back as it was written"
     ):

@@ -132,3 +132,17 @@ def test_one_process_scores_what_several_trained(several, capsys):
     scores = json.loads(capsys.readouterr().out)
     test = json.loads((workdir / "result.json").read_text())["test"]
     assert {name: scores[name] for name in test} == pytest.approx(test, rel=OTHER_COLLECTIVES)
+
+
+def test_pitfall_20_two_processes_export_what_one_does(one, tmp_path):
+    """Each block is gathered by both, and the first one writes."""
+    verb = "from jaxft import export as train"
+    small = f"{verb}; from jaxft.nn import weights; weights.BLOCK_BYTES = 3000"
+    words = [f"--workdir={one}", "--dtype=bfloat16", f"--output={tmp_path}/two"]
+    first, second = job(words, (small,) * 2)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "weights read back equal" in first.err
+    assert (first.out, second.out) == (f"{tmp_path}/two\n", "")
+    runs.VERBS["export"].main([*words[:2], f"--output={tmp_path}/one"])
+    assert runs.content(tmp_path / "two") == runs.content(tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -15,7 +15,7 @@ import pytest
 import runs
 from sklearn import metrics
 
-from jaxft import pretrained
+from jaxft import saving
 from jaxft.nn.weights import flatten
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
@@ -160,10 +160,8 @@ def logits_of(trained: Trained, texts: Sequence[str]) -> np.ndarray:
 
     drawn = trained.experiment.drawn
     model = BertForSequenceClassification(BertConfig(**trained.experiment.hf_config))
-    tensors = pretrained.to_tensors(
-        dict(flatten(trained.params)), drawn.weights, prefix="bert.", dtype="float32"
-    )
-    model.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors}, strict=True)
+    tensors = saving.to_tensors(dict(flatten(trained.params)), drawn.weights, prefix="bert.")
+    model.load_state_dict({t.name: torch.tensor(t.values) for t in tensors}, strict=True)
     encoded = trained.experiment.tokenizer(list(texts), padding=True, return_tensors="pt")
     with torch.no_grad():
         return model.eval()(**encoded).logits.numpy()

@@ -50,7 +50,7 @@ def with_template(tokenizer: Any, name: str | None) -> Any:
     if lacking := [token for token in needed if token not in tokenizer.added_tokens_encoder]:
         raise UserError(
             f"task.chat_template={name!r} needs the tokens {' '.join(lacking)}, which the model's "
-            "tokenizer does not have. 'plain' works with any tokenizer."
+            "tokenizer does not have; model.new_tokens adds them. 'plain' works with any tokenizer."
         )
     bos = tokenizer.special_tokens_map.get("bos_token")
     by_itself = bos is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id

@@ -20,11 +20,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxft import hub, pretrained
+from jaxft import hub, pretrained, saving
 from jaxft.errors import UserError
 from jaxft.nn.fields import read_dims
 from jaxft.nn.layers import Compute
 from jaxft.nn.weights import Path, Tree, Weight, flatten, unflatten, walk
+from jaxft.vocabulary import NewRows
 
 
 def family(config: Mapping[str, Any]) -> ModuleType:
@@ -38,6 +39,16 @@ def family(config: Mapping[str, Any]) -> ModuleType:
     if wanted not in known:
         raise UserError(f"model_type {wanted!r} is not supported; there is {', '.join(known)}.")
     return import_module(f"{__name__}.{wanted.replace('-', '_')}")
+
+
+def dims_of(config: Mapping[str, Any]) -> Any:
+    """The `Dims` of a `config.json`'s family.
+
+    Raises:
+        UserError: a family that is not there, or a field that is not understood.
+    """
+    module = family(config)
+    return read_dims(module.Dims, config, module.HARMLESS_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,7 @@ class Blueprint:
         Raises:
             UserError: a family, a field of the config or an output that is not there.
         """
-        module = family(config)
-        dims = read_dims(module.Dims, config, module.HARMLESS_FIELDS)
+        module, dims = family(config), dims_of(config)
         fields: dict[str, float] = {}
         for key, rate in (dropouts or {}).items():
             if key not in module.DROPOUT_FIELDS:
@@ -103,7 +113,12 @@ class Blueprint:
     def attention_dropout(self) -> float:
         return getattr(self.dims, self.module.DROPOUT_FIELDS["attention_dropout"][0])
 
-    def match(self, checkpoint: pretrained.Checkpoint, new_head: bool = False) -> pretrained.Match:
+    def match(
+        self,
+        checkpoint: pretrained.Checkpoint,
+        new_head: bool = False,
+        new_rows: NewRows | None = None,
+    ) -> pretrained.Match:
         return pretrained.match(
             checkpoint,
             self.weights,
@@ -112,6 +127,7 @@ class Blueprint:
             new=self.module.NEW_TENSORS,
             may_lack_head=self.output == "classify",
             new_head=new_head,
+            new_rows=new_rows,
         )
 
     def initialise(
@@ -193,15 +209,17 @@ def write_folder(
 ) -> None:
     """A model's `config.json` and safetensors; its output decides the `architectures` entry.
 
-    With a head the base's names get the family's prefix, as in transformers.
+    With a head the base's names get the family's prefix, as in transformers. Where several
+    processes share the weights, all must call this; the first one writes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     module = family(config)
     config = {**config, "architectures": [module.ARCHITECTURES[output]], "dtype": dtype}
     config.pop("torch_dtype", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     prefix = f"{module.PREFIX}." if output is not None else ""
-    pretrained.write(folder, pretrained.to_tensors(params, weights, prefix=prefix, dtype=dtype))
+    saving.write(folder, saving.to_tensors(params, weights, prefix=prefix), dtype)
 
 
 def count_labels(config: Mapping[str, Any]) -> int:

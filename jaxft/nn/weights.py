@@ -17,6 +17,10 @@ Kind = Literal["kernel", "embedding", "bias", "norm"]
 Path = tuple[str, ...]
 Tree = dict[str, Any]
 """A plain nested dict, keyed by the parts of a `Path`: what crosses every jit boundary."""
+BLOCK_BYTES = 8 * 2**20
+"""So much of a weight passes through the host's memory at once, whichever way it goes."""
+ROWS_BYTES = 4 * 2**20
+"""So much of a block is held twice, in the file's type and order and in the weight's."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,17 @@ class Weight:
         if self.part is not None:
             shape = (*shape[:-1], shape[-1] * self.part[1])
         return shape[::-1] if self.transposed else shape
+
+    @property
+    def blocks_axis(self) -> int:
+        """The axis that orders the file: layers of a stack, rows of a tensor that stands alone."""
+        return len(self.shape) - 1 if self.transposed and not self.stacked else 0
+
+    def blocks(self) -> list[slice]:
+        """Along that axis, parts of `BLOCK_BYTES` in float32 at most, or of one layer or row."""
+        length = self.shape[self.blocks_axis]
+        step = max(1, length * BLOCK_BYTES // (4 * max(1, self.size)))
+        return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
 def walk(model: nnx.Module) -> dict[Path, Weight]:

@@ -126,6 +126,18 @@ def test_pitfall_19_tied_head_that_the_file_holds_too_must_be_the_table(tmp_path
         read(tmp_path)
 
 
+@pytest.mark.parametrize("output", ["causal_lm", "classify", None])
+def test_tied_head_that_the_file_holds_alone_is_the_table(output, tmp_path):
+    write(tmp_path, *TIED)
+    expected, tensors = read(tmp_path, output), tensors_of(tmp_path)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    rewrite(tmp_path, tensors)
+    assert_same_bits(read(tmp_path, output), expected)
+    edit_config(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(UserError, match=r"missing    embed_tokens\.weight"):
+        read(tmp_path, output)
+
+
 def test_untied_head_that_the_file_lacks_is_refused(tmp_path):
     write(tmp_path, *UNTIED)
     tensors = tensors_of(tmp_path)

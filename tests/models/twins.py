@@ -18,7 +18,7 @@ from decoders import TINY, Config, tiny_config
 from parity import MemoryCheckpoint, assert_close, projections
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from jaxft import pretrained
+from jaxft import pretrained, saving
 from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
 from jaxft.nn.tokens import Tokens
@@ -120,7 +120,8 @@ class Twins:
         """A tree like the parameters' under the checkpoint's names."""
         flat = {path: np.asarray(leaf) for path, leaf in flatten(tree)}
         prefix = self.drawn.module.PREFIX + "."
-        return dict(pretrained.to_tensors(flat, self.drawn.weights, prefix=prefix, dtype="float32"))
+        tensors = saving.to_tensors(flat, self.drawn.weights, prefix=prefix)
+        return {tensor.name: tensor.values for tensor in tensors}
 
     def expected(self, tokens: Tokens, *, grads: bool = True) -> Outputs:
         """transformers' answer; positions are given, so that the padding may be on any side."""
