@@ -161,7 +161,7 @@ def arguments() -> argparse.Namespace:
     add("--task", default="classify", choices=["classify", "causal_lm"])
     add("--data", default="sst2", help="classify: folder under ../shared/data, train and dev.tsv")
     add("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="classify")
-    add("--rows", type=int, default=320, help="causal_lm: to train on")
+    add("--rows", type=int, default=240, help="causal_lm: to train on")
     add("--held-out", type=int, default=64, help="causal_lm: rows to score")
     add("--batch-size", type=int, help="examples; 32, or 16 for causal_lm")
     add("--packed-batch-size", type=int, default=8, help="causal_lm: rows")

@@ -196,7 +196,9 @@ def test_flags_say_how_answers_are_drawn(call, tmp_path):
     "flag", ["--temperature=-1", "--top_p=0", "--top_k=1.5", "--max_new_tokens=0", "--seed=x"]
 )
 def test_flags_have_the_ranges_of_their_keys(refused, finished, flag):
-    assert refused("predict", f"--input={finished.keys['data.train']}", flag).startswith(f"{flag}: ")
+    assert refused("predict", f"--input={finished.keys['data.train']}", flag).startswith(
+        f"{flag}: "
+    )
 
 
 def test_a_row_without_a_word_gets_null_and_moves_no_other(call, tmp_path):
