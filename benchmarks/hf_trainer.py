@@ -138,8 +138,8 @@ def packed(tokens: Dataset, members: list[int]) -> dict[str, list[int]]:
 
 def padded(rows: Rows) -> dict[str, torch.Tensor]:
     """Rows as wide as the longest. Packed ones get positions that restart and no mask, since
-    transformers then makes a block-diagonal one; what pads them goes on with the last example,
-    which sees none of it.
+    transformers then makes a block-diagonal one (but only without a cache, which the Trainer turns
+    off); what pads them goes on with the last example, which sees none of it.
     """
     width = max(len(row["input_ids"]) for row in rows)
 

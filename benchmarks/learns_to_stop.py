@@ -91,8 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     model = SHARED_DATA / "checkpoints" / "stories260K"
     parser.add_argument("--model", default=str(model))
-    parser.add_argument("--rows", type=int, default=2000, help="of Alpaca at most")
-    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--rows", type=int, default=800, help="of Alpaca at most")
+    parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--output", help="Markdown file for the table")
     given = parser.parse_args()
