@@ -4,7 +4,7 @@ B rows, P prompt tokens, N new tokens at most, S = P + N, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -47,6 +47,8 @@ class Generator:
     """How rows lie on the devices."""
     shards: int
     """How many parts the rows are split into."""
+    programs: dict = field(default_factory=dict, compare=False)
+    """Jitted, by where they stop and how they draw; shared by the models of a run's steps."""
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], stop: Sequence[int], sampling: Sampling
@@ -55,7 +57,7 @@ class Generator:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers: list[list[int]] = [[]] * len(prompts)
         size = -(-min(BATCH, len(prompts)) // self.shards) * self.shards
-        run = jax.jit(partial(_answer, merge=self.merge, stop=tuple(stop), sampling=sampling))
+        run = self._program(tuple(stop), sampling)
         for start in range(0, len(order), size):
             members = order[start : start + size]
             batch = _pad_left([prompts[i] for i in members], size)
@@ -67,6 +69,13 @@ class Generator:
                 ends = [at for at, token in enumerate(row) if token < 0]
                 answers[i] = row[: ends[0]] if ends else row
         return answers
+
+    def _program(self, stop: tuple[int, ...], sampling: Sampling) -> Callable:
+        if (stop, sampling) not in self.programs:
+            answer = partial(_answer, merge=self.merge, stop=stop, sampling=sampling)
+            everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+            self.programs[stop, sampling] = jax.jit(answer, out_shardings=everywhere)
+        return self.programs[stop, sampling]
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], rows: int) -> Tokens:

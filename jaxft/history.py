@@ -30,6 +30,7 @@ class History:
     """What the loop itself costs between two waits for the device."""
     updates: int = 0
     steady_examples: int = 0
+    steady_tokens: int = 0
     steady_s: float = 0.0
     """Updates without an evaluation or a save beside them."""
 

@@ -1,41 +1,63 @@
-"""`python -m jaxft.predict`: rows in (CSV or JSONL), the same rows with `prediction` and `scores`
-out (JSONL).
+"""`python -m jaxft.predict`: rows in (CSV or JSONL), the same rows with `prediction` and `scores`,
+or with `completion`, out (JSONL). What the rows already have is kept.
 """
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxft import files, flags
+from jaxft import files, flags, schema, values
 from jaxft.data.cache import cache_key, content_hash
 from jaxft.data.echo import read_raw
-from jaxft.data.features import Rows, tokenise
-from jaxft.generate import Generator
-from jaxft.scoring import Outputs, Scorer
+from jaxft.data.features import Rows
+from jaxft.errors import UserError
+from jaxft.experiment import Experiment, Say
+from jaxft.generate import Sampling
+from jaxft.scoring import Tools
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
+OURS = "model_"
+"""Goes before the name of an answer whose column the rows have already."""
+SAMPLING = {
+    "max_new_tokens": "tokens at most",
+    "temperature": "0 takes the likeliest token",
+    "top_k": "draw among the k likeliest",
+    "top_p": "draw among the likeliest that hold p",
+    "seed": "to draw with",
+}
+"""Flags that replace the run's own keys of `task`."""
+
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser("predict", "Answer rows with a run's weights.")
+    parser = flags.Parser(
+        "predict",
+        "Answer rows with a run's weights. Each row is written with `prediction` and `scores`, or "
+        f"with `completion`; where the rows have such a column, with `{OURS}completion` beside it.",
+    )
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
     parser.add_argument("--input", required=True, metavar="F|-", help="CSV or JSONL; - reads stdin")
     parser.add_argument("--output", metavar="F", help="JSONL; stdout by default")
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
+    for name, what in SAMPLING.items():
+        parser.add_argument(f"--{name}", metavar="X", help=f"of generated answers: {what}")
     given = parser.parse(argv)
+    words = {name: word for name in SAMPLING if (word := getattr(given, name)) is not None}
     say = partial(print, file=sys.stderr, flush=True)
     with (
         _input(given.input) as source,
         open_trained(Workdir(given.workdir), given.step, say) as trained,
     ):
-        lines = [files.dumps(row) + "\n" for row in predict(trained, source)]
+        experiment, seed = sampled(trained.experiment, words)
+        trained = replace(trained, experiment=experiment)
+        lines = [files.dumps(row) + "\n" for row in predict(trained, source, seed, say)]
         if given.output:
             files.write_file(given.output, "".join(lines).encode())
             say(f"{len(lines)} rows written to {given.output}")
@@ -43,37 +65,30 @@ def main(argv: list[str]) -> None:
             sys.stdout.writelines(lines)
 
 
-@dataclass(frozen=True)
-class Tools:
-    """What a task answers rows with."""
+def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experiment, int]:
+    """The experiment with the command line's options of generation in place of the run's, and the
+    seed to draw with.
 
-    trained: Trained
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.trained.experiment.tokenizer
-
-    @property
-    def positions(self) -> int:
-        """Tokens that the model has positions for."""
-        return self.trained.experiment.drawn.dims.max_length
-
-    def outputs(self, rows: Rows) -> Outputs:
-        """What `task.predict` gives per row."""
-        experiment = self.trained.experiment
-        split = tokenise(rows, experiment.task, self.tokenizer, experiment.config.data)
-        return Scorer(experiment, {"input": split})(self.trained.params, "input")
-
-    @property
-    def generate(self) -> Generator:
-        experiment = self.trained.experiment
-        merge = experiment.rolled.merge
-        return Generator(
-            merge, self.trained.params, experiment.mesh, experiment.rows, experiment.row_shards
+    Raises:
+        UserError: its task writes no answers, or a value is not allowed.
+    """
+    keys = {key.name.removeprefix("task."): key for key in schema.keys(experiment.module.Options)}
+    if words and not SAMPLING.keys() <= keys.keys():
+        raise UserError(
+            f"{', '.join(f'--{name}' for name in words)}: the run's task is "
+            f"{experiment.config.task.name}, which writes no answers; leave this away."
         )
+    read: dict[str, Any] = {}
+    for name, word in words.items():
+        try:
+            read[name] = values.read(word, keys[name].hint, keys[name].must)
+        except ValueError as problem:
+            raise UserError(f"--{name}={word}: {problem}") from None
+    seed = read.pop("seed", Sampling().seed)
+    return replace(experiment, task=replace(experiment.task, **read)), seed
 
 
-def predict(trained: Trained, source: str) -> list[dict[str, Any]]:
+def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str, Any]]:
     """Every row of `source` with what the model says of it; a row without text gets None.
 
     Raises:
@@ -92,10 +107,26 @@ def predict(trained: Trained, source: str) -> list[dict[str, Any]]:
         places = np.flatnonzero(filled)
         digest = cache_key(content=content_hash(source), predict=True, **options)
         rows = Rows(source, asked.select(places), digest)
-        said = experiment.task.respond(rows, Tools(trained))
+        said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
-    return [{**row, **answer} for row, answer in zip(echoed, answers, strict=True)]
+    return _beside(echoed, answers, say)
+
+
+def _beside(
+    rows: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]], say: Say
+) -> list[dict[str, Any]]:
+    """Rows with their answers, under other names where the rows have columns of these."""
+    known, ours = ({name for row in side for name in row} for side in (rows, answers))
+    renamed = {name: OURS + name if name in known else name for name in sorted(ours)}
+    if twice := known & set(renamed.values()):
+        raise UserError(f"The rows have {', '.join(map(repr, sorted(twice)))}: rename that.")
+    for name in sorted(ours & known):
+        say(f"The rows have {name!r}; what the model says is in {renamed[name]!r}.")
+    return [
+        {**row, **{renamed[name]: said for name, said in answer.items()}}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
 
 
 @contextmanager

@@ -108,6 +108,7 @@ class Recorder:
         history.losses.append(float(values["loss"]))
         if not self._disturbed:
             history.steady_examples += work.examples
+            history.steady_tokens += work.tokens
             history.steady_s += took_s
         self._disturbed = False
         self._window.append(work)

@@ -1,21 +1,60 @@
 """Running a model over a whole split and putting its rows back in order."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxft.data.batches import BatchSource, put, rows_here
-from jaxft.data.features import Split
+from jaxft.data.features import EVALUATION, Rows, Split, tokenise
 from jaxft.data.plan import Plan
 from jaxft.experiment import Experiment
+from jaxft.generate import Generator
 
 WIDTHS = 3
 """How many widths unpacked evaluation uses at most; training sees each row more often."""
 Outputs = dict[str, np.ndarray]
 """What `task.predict` gives per example, [N, ...], in the order of the split."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a task answers rows with."""
+
+    experiment: Experiment
+    params: Any
+    seed: int = 0
+    programs: dict = field(default_factory=dict)
+    """What generation has compiled."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.experiment.tokenizer
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the model has positions for."""
+        return self.experiment.drawn.dims.max_length
+
+    def outputs(self, rows: Rows) -> Outputs:
+        """What `task.predict` gives per row."""
+        experiment = self.experiment
+        split = tokenise(rows, experiment.task, self.tokenizer, experiment.config.data)
+        return Scorer(experiment, {"input": split})(self.params, "input")
+
+    @property
+    def generate(self) -> Generator:
+        experiment = self.experiment
+        return Generator(
+            experiment.rolled.merge,
+            self.params,
+            experiment.mesh,
+            experiment.rows,
+            experiment.row_shards,
+            self.programs,
+        )
 
 
 class Scorer:
@@ -29,6 +68,12 @@ class Scorer:
         self._step = experiment.eval_step()
         self._compiled: dict[tuple[tuple[int, int], int], Callable] = {}
         self._splits = dict(splits)
+        self._programs: dict = {}
+        self._wanted = {
+            name: experiment.task.wanted(split.rows, self._tools(None))
+            for name, split in splits.items()
+            if not name.startswith(EVALUATION)
+        }
         plans = {
             name: Plan(
                 split.lengths,
@@ -73,8 +118,13 @@ class Scorer:
 
     def scores(self, params: Any, name: str) -> tuple[dict[str, float], Outputs]:
         """The task's scores of a split, and the outputs they come from."""
-        outputs = self(params, name)
-        return self._experiment.task.scores(outputs, self._splits[name].targets), outputs
+        outputs, task = self(params, name), self._experiment.task
+        scores = task.scores(outputs, self._splits[name].targets)
+        generated = task.generated(self._wanted.get(name, ()), self._tools(params))
+        return {**scores, **generated}, outputs
+
+    def _tools(self, params: Any) -> Tools:
+        return Tools(self._experiment, params, programs=self._programs)
 
     def _source(self, name: str) -> BatchSource:
         plan = self._plans[name]

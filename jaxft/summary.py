@@ -8,6 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,10 +20,12 @@ from jaxft.config import to_dict
 from jaxft.data import inspection
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
+from jaxft.data.plan import Plan
 from jaxft.experiment import Experiment, Say
 from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.recorder import NonFiniteLoss, Recorder
+from jaxft.report import RunLog
 from jaxft.scoring import Outputs
 from jaxft.workdir import Workdir
 
@@ -32,11 +35,9 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "dataset
 
 
 def inspect(
-    experiment: Experiment, splits: Mapping[str, Split], epochs: float, full: float
+    experiment: Experiment, splits: Mapping[str, Split], epochs: float, plan: Plan
 ) -> dict[str, Any]:
-    """Shows the data and advice on the settings; returns the report. `full` is the share of a
-    batch's tokens that are no padding.
-    """
+    """Shows the data and advice on the settings; returns the report."""
     config, task = experiment.config, experiment.task
     texts = experiment.module.TEXTS
 
@@ -62,15 +63,38 @@ def inspect(
         optimizer=config.optim.name,
         pretrained=config.model.pretrained is not None,
     )
-    if full < MOSTLY_PADDING and config.data.packing == "batch":
+    if plan.full < MOSTLY_PADDING and config.data.packing == "batch":
         sentences.append(
-            f"Only {full:.0%} of the tokens in a batch are real: this batch is small for so many "
-            "devices. data.packing=none, or a larger train.batch_size, pads less."
+            f"Only {plan.full:.0%} of the tokens in a batch are real: this batch is small for so "
+            "many devices. data.packing=none, or a larger train.batch_size, pads less."
         )
     if jax.process_index() == 0:
         inspection.render(found, sentences)
         inspection.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
+
+
+def padding(plan: Plan) -> str:
+    """What share of the computed tokens is padding, and what it would be without packing (or, in a
+    run without, with it).
+    """
+    other = replace(plan, packing="batch" if plan.packing == "none" else "none", epochs=1)
+
+    def share(plan: Plan) -> str:
+        widths = ", ".join(map(str, plan.widths))
+        return f"{1 - plan.full:.1%} (rows of {widths})"
+
+    return (
+        f"Padding: {share(plan)} of the tokens computed; with data.packing={other.packing} it "
+        f"would be {share(other)}"
+    )
+
+
+def log_preview(log: RunLog, experiment: Experiment, train: Split) -> None:
+    """The examples that were shown at the start, for TensorBoard."""
+    shown = experiment.task.preview(train.features, experiment.tokenizer)
+    for number, example in enumerate(shown, 1):
+        log.text(0, f"example/{number}", inspection.markdown(example))
 
 
 def log_scores(
@@ -115,6 +139,10 @@ def result(
     inside, evaluation outside.
     """
     busy_s = history.train_s + history.compile_s
+
+    def steady(count: int) -> float | None:
+        return count / history.steady_s if history.steady_s else None
+
     return {
         "step": end,
         "best_step": best,
@@ -125,9 +153,8 @@ def result(
         "train_s": history.train_s,
         "examples_per_s": history.examples / busy_s,
         "tokens_per_s": history.tokens / busy_s,
-        "steady_examples_per_s": history.steady_examples / history.steady_s
-        if history.steady_s
-        else None,
+        "steady_examples_per_s": steady(history.steady_examples),
+        "steady_tokens_per_s": steady(history.steady_tokens),
         "host_ms_per_step": history.host_ms_per_step,
         "peak_memory_bytes": memory_bytes(peak=True),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

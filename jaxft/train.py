@@ -103,7 +103,8 @@ class Run(Parts):
     def inspect(self) -> None:
         """Shows what the data are and what looks wrong, before anything is spent on them."""
         epochs = self.schedule.total / self.plan.batches_per_epoch
-        self.inspection = summary.inspect(self.experiment, self.splits, epochs, self.plan.full)
+        self.inspection = summary.inspect(self.experiment, self.splits, epochs, self.plan)
+        self.say(summary.padding(self.plan))
         places = jax.tree.map(lambda x: x.sharding, self.abstract)
         params = bytes_per_device(self.abstract.params, places.params) / 1e6
         moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6
@@ -163,6 +164,7 @@ class Run(Parts):
             interrupts = stack.enter_context(Interrupts())
             batches = stream(self.source, start, self.experiment.rows)
             if start == 0:
+                summary.log_preview(recorder.log, self.experiment, self.splits["train"])
                 self._evaluate_further(recorder, state, 0)
             try:
                 for step, batch in enumerate(batches, start + 1):

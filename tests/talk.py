@@ -181,7 +181,9 @@ def finished(root: Path, family: str, rows: str) -> runs.Finished:
     place = root / f"{family}_{rows}"
     data = lines(place / "rows.jsonl", ROWS[rows]())
     raw = recipe(folder(place, family), data)
-    raw["checkpoint"] = {"keep_last": 1, "keep_best": 1}
+    raw["task"] |= {"exact_match": "text", "max_new_tokens": 32}
+    raw["checkpoint"] = {"metric_for_best_model": "exact_match"}
+    raw["checkpoint"] |= {"keep_last": 1, "keep_best": 1}
     raw["train"] |= {"eval_steps": 40}
     err = io.StringIO()
     with contextlib.redirect_stderr(err):

@@ -21,6 +21,7 @@ from jaxft import train
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Rows
 from jaxft.data.plan import Plan
+from jaxft.errors import UserError
 from jaxft.generate import Generator, Sampling
 from jaxft.interrupts import Interrupts
 from jaxft.models import Blueprint
@@ -42,11 +43,15 @@ PACKINGS = ("batch", "rows", "none")
 tokenizer = byte_tokenizer()
 
 
+def as_read(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
+    columns = {"example": [json.dumps(row) for row in rows], "line": range(1, len(rows) + 1)}
+    return datasets.Dataset.from_dict(columns)
+
+
 def features(
     rows: Sequence[dict[str, Any]], task: Task = Task(), max_length: int = LIMIT
 ) -> datasets.Dataset:
-    columns = {"example": [json.dumps(row) for row in rows], "line": range(1, len(rows) + 1)}
-    made = task.features(columns, tokenizer, max_length, "rows.jsonl")
+    made = task.features(as_read(rows)[:], tokenizer, max_length, "rows.jsonl")
     assert set(made.pop("dropped")) == {""}
     return datasets.Dataset.from_dict(made)
 
@@ -283,7 +288,7 @@ def test_scores_are_of_the_whole_set_however_it_is_cut(
     learnt = [sum(row) for row in run.splits["validation"].features["trained"]]
     np.testing.assert_array_equal(found["tokens_N"], learnt, "in order, without padding")
     assert scores == pytest.approx(plain_scores, rel=SUM_RTOL)
-    assert tuple(scores) == Task.score_names
+    assert tuple(scores) == Task().score_names
     worst = [mistake["row"] for mistake in run.experiment.task.worst(found, None)]
     assert worst == np.argsort(-found["losses_N"] / found["tokens_N"]).tolist()
 
@@ -292,11 +297,17 @@ def test_scores_are_of_the_whole_set_however_it_is_cut(
 
 
 def test_it_learns_eight_completions_by_heart_and_says_them(recipe):
-    run, matched = talk.begin(recipe)
-    experiment, params = run.experiment, talk.learn(run, matched).params
+    asked = {"exact_match": "text", "generate_rows": 5, "max_new_tokens": 24}
+    run, matched = talk.begin({**recipe, "task": {**recipe["task"], **asked}})
+    experiment = run.experiment
+    before = experiment.initial_state(run.optimizer, matched).params
+    assert run.scorer.scores(before, "validation")[0]["exact_match"] == 0
+    params = talk.learn(run, matched).params
     scores, _ = run.scorer.scores(params, "validation")
     assert scores["token_accuracy"] == 1.0
     assert scores["loss"] < 0.05
+    assert scores["exact_match"] == 1.0
+    assert tuple(scores) == experiment.task.score_names
     rows = talk.questions()
     prompts = [tokenizer(row["prompt"].rstrip())["input_ids"] for row in rows]
     merge = experiment.rolled.merge
@@ -305,23 +316,40 @@ def test_it_learns_eight_completions_by_heart_and_says_them(recipe):
     assert [tokenizer.decode(ids) for ids in said] == [" " + row["completion"] for row in rows]
 
 
+def test_exact_match_is_the_share_of_right_answers_among_the_first_rows():
+    class Tools:
+        tokenizer, positions = byte_tokenizer(), 60
+
+        def generate(self, prompts: list, stop: tuple, sampling: Sampling) -> list[list[int]]:
+            assert sampling == Sampling(max_new_tokens=8), "the likeliest answer"
+            said = ["it is 1,000", "about 7", "9"]
+            return [tokenizer(text)["input_ids"] for text in said[: len(prompts)]]
+
+    rows = [{"prompt": "Add: ", "completion": f"#### {n}"} for n in (1000, 8, 9, 10)]
+    split = Rows("rows.jsonl", as_read(rows), "")
+    task = Task(exact_match="number", generate_rows=3, max_new_tokens=8, temperature=1.0)
+    wanted = task.wanted(split, Tools())
+    assert task.generated(wanted, Tools()) == {"exact_match": pytest.approx(2 / 3)}
+    assert Task().generated(Task().wanted(split, Tools()), Tools()) == {}
+    for row, lack in ({"prompt": "Add: ", "completion": "?"}, "number"), ({"text": "a"}, "answer"):
+        split = Rows("rows.jsonl", as_read([rows[0], row]), "")
+        with pytest.raises(UserError, match=f"rows.jsonl line 2: .*number finds no {lack} in it"):
+            task.wanted(split, Tools())
+
+
 def test_an_answer_ends_with_the_models_positions():
     """After the last one GPT-2 has no vector to add, and the others have never been trained."""
 
     class Tools:
-        tokenizer, positions = byte_tokenizer(), 20
+        tokenizer, positions, seed = byte_tokenizer(), 20, 0
 
         def generate(self, prompts: list, stop: tuple, sampling: Sampling) -> list[list[int]]:
             assert stop == (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END))
             letter = tokenizer("a")["input_ids"]
             return [letter * sampling.max_new_tokens for _ in prompts]
 
-    asked = ["x" * n for n in (3, 17, 19, 5)]
-    columns = {
-        "example": [json.dumps({"prompt": prompt}) for prompt in asked],
-        "line": [1, 2, 3, 4],
-    }
-    rows = Rows("rows.jsonl", datasets.Dataset.from_dict(columns), "")
+    asked = [{"prompt": "x" * n} for n in (3, 17, 19, 5)]
+    rows = Rows("rows.jsonl", as_read(asked), "")
     said = [row["completion"] for row in Task(max_new_tokens=8).respond(rows, Tools())]
     assert said == ["a" * n for n in (8, 3, 1, 8)]
 

@@ -1,31 +1,21 @@
 """50 updates on a tiny random BERT: equal to Hugging Face's Trainer, however they are split up."""
 
 import csv
-import dataclasses
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
+import talk
+import trajectory
+from talk import ONE_DEVICE
+from trajectory import BATCH, ROWS, STEPS, gap
 
-from jaxft import config as configs
-from jaxft import tasks
-from jaxft.data.batches import put
-from jaxft.experiment import assemble
-from jaxft.nn.weights import flatten
 from jaxft.optim import learning_rates_by_depth
-from jaxft.sharding import make_mesh
 from jaxft.train import Run
-from jaxft.workdir import Workdir
 
-STEPS = 50
-ROWS, BATCH = 90, 32
-"""Three updates an epoch, one of them of 26 examples."""
 LEARNING_RATE = 2e-3
-ONE_DEVICE = {"data": 1}
 
 TRAJECTORY_RTOL = 2e-4
 """Four times what was seen: optax's 1 - beta2^t, in float32, begins 1.3e-5 off torch's."""
@@ -98,11 +88,9 @@ def begin(
     recipe: dict[str, Any], sizes: dict[str, int], **changes: dict[str, Any]
 ) -> tuple[Run, Any]:
     """A run on as many devices as the mesh's sizes multiply to, and what its checkpoint gives."""
-    raw = {name: {**recipe.get(name, {}), **changes.get(name, {})} for name in recipe | changes}
-    experiment, splits, matched = assemble(configs.from_dict(raw, tasks.options), lambda text: None)
-    mesh = make_mesh(sizes, jax.devices()[: prod(sizes.values())])
-    experiment = dataclasses.replace(experiment, mesh=mesh)
-    return Run(experiment, splits, Workdir("never written"), lambda text: None), matched
+    names = recipe | changes
+    raw = {name: {**recipe.get(name, {}), **changes.get(name, {})} for name in names}
+    return talk.begin(raw, sizes)
 
 
 @pytest.fixture(scope="module")
@@ -121,75 +109,31 @@ def train(recipe) -> Train:
 
 
 def trained(run: Run, matched: Any) -> Trajectory:
-    experiment, seen = run.experiment, []
-    state, steps = experiment.initial_state(run.optimizer, matched), run.compile()
-    for k in range(run.schedule.total):
-        batch = put(run.source[k], experiment.rows)
-        state, metrics = steps[run.plan[k][1]](state, batch, np.int32(k))
-        assert metrics["accepted"]
-        seen.append((float(metrics["loss"]), float(metrics["grad_norm"])))
-    rates = learning_rates_by_depth(run.config.optim, experiment.drawn.weights, run.schedule.total)
-    losses, grad_norms = np.array(seen).T
-    weights = {path: np.asarray(value) for path, value in flatten(state.params)}
-    return Trajectory(losses, grad_norms, np.array([rates(k).max() for k in range(STEPS)]), weights)
+    seen, weights = talk.learn(run, matched), run.experiment.drawn.weights
+    rates = learning_rates_by_depth(run.config.optim, weights, run.schedule.total)
+    highest = np.array([rates(k).max() for k in range(STEPS)])
+    return Trajectory(seen.losses, seen.grad_norms, highest, seen.weights)
 
 
-def by_hf_trainer(run: Run, folder: Path, accumulation: int) -> dict[str, np.ndarray]:
-    """`loss`, `grad_norm`, `learning_rate` of HF's Trainer on the same batches in their order."""
+def by_hf_trainer(run: Run, folder: Path) -> dict[str, np.ndarray]:
     torch = pytest.importorskip("torch")
-    from transformers import (
-        AutoModelForSequenceClassification,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainingArguments,
-    )
-
-    rows = [[int(row) for row in run.plan[k][0].ravel() if row >= 0] for k in range(STEPS)]
-    micro_batches = [batch[i::accumulation] for batch in rows for i in range(accumulation)]
-
-    class InOrder(Trainer):
-        def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-            return torch.utils.data.DataLoader(
-                self.train_dataset, batch_sampler=micro_batches, collate_fn=self.data_collator
-            )
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
     def global_mean(outputs: Any, labels: Any, num_items_in_batch: Any) -> Any:
         total = torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum")
         return total / num_items_in_batch
 
-    optim, features = run.config.optim, run.splits["train"].features
-    columns = features.select_columns(["input_ids", "token_type_ids", "target"])
-    trainer = InOrder(
+    columns = run.splits["train"].features.select_columns(["input_ids", "token_type_ids", "target"])
+    # Without it transformers 5.23 adds up the means of BERT's micro-batches (its issue 47688)
+    whole = run.config.train.gradient_accumulation_steps > 1
+    return trajectory.by_hf_trainer(
+        run,
+        folder,
         AutoModelForSequenceClassification.from_pretrained(run.config.model.pretrained),
-        TrainingArguments(
-            output_dir=str(folder),
-            max_steps=STEPS,
-            gradient_accumulation_steps=accumulation,
-            learning_rate=optim.learning_rate,
-            lr_scheduler_type=optim.lr_scheduler_type,
-            warmup_steps=optim.warmup_steps,
-            weight_decay=optim.weight_decay,
-            max_grad_norm=optim.max_grad_norm,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=columns.rename_column("target", "labels"),
-        data_collator=DataCollatorWithPadding(run.experiment.tokenizer),
-        # Without it transformers 5.23 adds up the means of BERT's micro-batches (its issue 47688)
-        compute_loss_func=global_mean if accumulation > 1 else None,
+        columns.rename_column("target", "labels"),
+        DataCollatorWithPadding(run.experiment.tokenizer),
+        compute_loss_func=global_mean if whole else None,
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two of them wait for each other most of the time at this size
-    trainer.train()
-    torch.set_num_threads(threads)
-    lines = [line for line in trainer.state.log_history if "loss" in line]
-    assert len(lines) == STEPS
-    keys = ("loss", "grad_norm", "learning_rate")
-    return {key: np.array([line[key] for line in lines]) for key in keys}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +154,7 @@ def test_losses_equal_hf_trainers_step_by_step(
         "train": {"gradient_accumulation_steps": accumulation},
     }
     ours = train(mesh, **changes)
-    theirs = by_hf_trainer(begin(recipe, mesh, **changes)[0], tmp_path, accumulation)
+    theirs = by_hf_trainer(begin(recipe, mesh, **changes)[0], tmp_path)
     assert gap(ours.losses, theirs["loss"]) < TRAJECTORY_RTOL
     assert gap(ours.grad_norms, theirs["grad_norm"]) < TRAJECTORY_RTOL
     np.testing.assert_allclose(ours.rates, theirs["learning_rate"], rtol=1e-5, atol=1e-9)
@@ -248,11 +192,6 @@ def test_pitfall_02_plan_and_schedule_do_not_depend_on_devices_or_accumulation(r
         np.testing.assert_array_equal(shared_RM[:rows], own_RM)
         assert (shared_RM[rows:] == -1).all(), "devices only get empty rows"
         assert width == same
-
-
-def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest relative difference of any update."""
-    return float(np.abs(ours / theirs - 1).max())
 
 
 def assert_same(a: Trajectory, b: Trajectory) -> None:

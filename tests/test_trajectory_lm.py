@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import talk
+import trajectory
+from trajectory import BATCH, ROWS, STEPS, gap
 
 from jaxft.train import Run
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
 pytestmark = pytest.mark.usefixtures("hurry")
-STEPS = 50
-ROWS, BATCH = 90, 32
-"""Three updates an epoch, one of them of 26 examples."""
 NOT_LEARNT = -100
 TRAJECTORY_RTOL = 4e-5
 """As in test_trajectory.py: optax's 1 - beta2^t, in float32, begins 1.3e-5 off torch's. Seen is
@@ -72,14 +71,9 @@ def learn(recipe) -> Callable[[Setting], tuple[Run, talk.Seen]]:
 
 
 def by_hf_trainer(run: Run, folder: Path) -> dict[str, np.ndarray]:
-    """`loss`, `grad_norm` of HF's Trainer on the same examples, each a row of its own, with labels
-    where we learn.
-    """
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    """Each example a row of its own, with labels where we learn."""
+    from transformers import AutoModelForCausalLM
 
-    accumulation = run.config.train.gradient_accumulation_steps
-    rows = [[int(row) for row in run.plan[k][0].ravel() if row >= 0] for k in range(STEPS)]
-    micro_batches = [batch[i::accumulation] for batch in rows for i in range(accumulation)]
     features = run.splits["train"].features
 
     class Examples(torch.utils.data.Dataset):
@@ -104,45 +98,8 @@ def by_hf_trainer(run: Run, folder: Path) -> dict[str, np.ndarray]:
             "labels": padded([example["labels"] for example in examples], NOT_LEARNT),
         }
 
-    class InOrder(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(
-                self.train_dataset, batch_sampler=micro_batches, collate_fn=collate
-            )
-
-    optim = run.config.optim
-    trainer = InOrder(
-        AutoModelForCausalLM.from_pretrained(run.config.model.pretrained),
-        TrainingArguments(
-            output_dir=str(folder),
-            max_steps=STEPS,
-            gradient_accumulation_steps=accumulation,
-            learning_rate=optim.learning_rate,
-            lr_scheduler_type=optim.lr_scheduler_type,
-            warmup_steps=optim.warmup_steps,
-            weight_decay=optim.weight_decay,
-            max_grad_norm=optim.max_grad_norm,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=Examples(),
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two of them wait for each other most of the time at this size
-    trainer.train()
-    torch.set_num_threads(threads)
-    lines = [line for line in trainer.state.log_history if "loss" in line]
-    assert len(lines) == STEPS
-    return {key: np.array([line[key] for line in lines]) for key in ("loss", "grad_norm")}
-
-
-def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest relative difference of any update."""
-    return float(np.abs(ours / theirs - 1).max())
+    model = AutoModelForCausalLM.from_pretrained(run.config.model.pretrained)
+    return trajectory.by_hf_trainer(run, folder, model, Examples(), collate)
 
 
 @pytest.mark.parametrize("setting", [WHOLE, PARTS, FULL_ROWS], ids=str)

@@ -1,6 +1,8 @@
 """The four verbs on decoders: what predict says, what transformers makes of an export."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import runs
 import talk
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxft import train
 from jaxft.nn.tokens import Tokens
@@ -64,8 +67,38 @@ def test_it_learns_eight_chats_by_heart(finished):
     assert scores["token_accuracy"] == 1.0
     assert scores["loss"] < 0.05
     assert scores["perplexity"] == pytest.approx(np.exp(scores["loss"]))
+    assert scores["exact_match"] == 1.0
+    rows = runs.metrics(finished.workdir)
+    found = {r["step"]: r["validation/exact_match"] for r in rows if "validation/loss" in r}
+    assert list(found) == [40, 80]
+    assert found[finished.result["best_step"]] == 1.0
     assert "of chats every answer" in finished.said
     assert "learnt tokens in green" in finished.said
+
+
+def as_tensorboard_shows(text: str) -> str:
+    with warnings.catch_warnings():  # of its own copy of html5lib
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from tensorboard.plugin_util import markdown_to_safe_html
+    return markdown_to_safe_html(text)
+
+
+def test_the_examples_and_the_padding_are_shown_before_the_run(finished):
+    events = EventAccumulator(str(finished.workdir)).Reload()
+    tags = [f"example/{n}" for n in (1, 2, 3)]
+    shown = [events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags]
+    for text, chat in zip(shown, talk.chats(), strict=False):
+        rendered = as_tensorboard_shows(text)
+        assert "&lt;|im_start|&gt;user⏎\n" in rendered
+        said = [turn["content"] for turn in chat["messages"] if turn["role"] == "assistant"]
+        learnt = re.findall("<strong>(.*?)</strong>", rendered, re.DOTALL)
+        assert learnt == [answer + "&lt;|im_end|&gt;" for answer in said]
+    (line,) = (line for line in finished.said.splitlines() if line.startswith("Padding: "))
+    lengths = [
+        len(byte_tokenizer().apply_chat_template(c["messages"])["input_ids"]) for c in talk.chats()
+    ]
+    apart = re.search(r"packing=none it would be ([\d.]+)% \(rows of (\d+)\)", line)
+    assert float(apart[1]) == round(100 - 100 * sum(lengths) / 8 / int(apart[2]), 1)
 
 
 @pytest.mark.parametrize("recipe", ["llama_sft", "clm"])
@@ -130,18 +163,53 @@ def test_predict_answers_prompts_with_or_without_completions(call, tmp_path, kin
         path = talk.lines(tmp_path / "in.jsonl", talk.questions()[:3])
     said = rows_of(call("predict", f"--input={path}"))
     assert [row["prompt"] for row in said] == prompts
-    assert all(isinstance(row["completion"], str) for row in said)
-    assert all("<|" not in row["completion"] for row in said), "special tokens are left out"
+    name = "completion" if kind == "csv" else "model_completion"
+    if kind == "jsonl":
+        own = [row["completion"] for row in talk.questions()[:3]]
+        assert [row["completion"] for row in said] == own, "what the rows have is kept"
+    assert all(isinstance(row[name], str) for row in said)
+    assert all("<|" not in row[name] for row in said), "special tokens are left out"
+
+
+def test_an_answer_that_has_no_free_column_is_refused(refused, tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "model_completion": "c"}]
+    path = talk.lines(tmp_path / "in.jsonl", rows)
+    assert refused("predict", f"--input={path}") == "The rows have 'model_completion': rename that."
+
+
+def test_flags_say_how_answers_are_drawn(call, tmp_path):
+    path = talk.lines(tmp_path / "in.jsonl", [{"prompt": f"Say {i}"} for i in range(4)])
+
+    def said(*words: str) -> list[str]:
+        given = ("--max_new_tokens=5", *words)
+        return [row["completion"] for row in rows_of(call("predict", f"--input={path}", *given))]
+
+    likeliest = said()
+    assert max(map(len, likeliest)) <= 5
+    hot = said("--temperature=5")
+    assert hot != likeliest
+    assert said("--temperature=5", "--seed=1") not in (hot, likeliest)
+    assert said("--temperature=5", "--top_k=1") == likeliest
+
+
+@pytest.mark.parametrize(
+    "flag", ["--temperature=-1", "--top_p=0", "--top_k=1.5", "--max_new_tokens=0", "--seed=x"]
+)
+def test_flags_have_the_ranges_of_their_keys(refused, finished, flag):
+    assert refused("predict", f"--input={finished.keys['data.train']}", flag).startswith(
+        f"{flag}: "
+    )
 
 
 def test_a_row_without_a_word_gets_null_and_moves_no_other(call, tmp_path):
     whole = talk.questions()[:3]
     path = talk.lines(tmp_path / "whole.jsonl", whole)
-    expected = [row["completion"] for row in rows_of(call("predict", f"--input={path}"))]
+    answers = rows_of(call("predict", f"--input={path}"))
+    expected = [row["model_completion"] for row in answers]
     holed = [{"prompt": " ", "id": 7}, whole[0], whole[1], {"prompt": ""}, whole[2]]
     said = rows_of(call("predict", f"--input={talk.lines(tmp_path / 'holed.jsonl', holed)}"))
-    assert said[0] == {"prompt": " ", "id": 7, "completion": None}
-    assert [said[i]["completion"] for i in (1, 2, 4)] == expected
+    assert said[0] == {"prompt": " ", "id": 7, "model_completion": None}
+    assert [said[i]["model_completion"] for i in (1, 2, 4)] == expected
 
 
 NOTHING_TO_ANSWER: dict[str, list[dict[str, Any]]] = {
@@ -254,6 +322,11 @@ def test_a_gpt2_classifies(tmp_path, capsys):
         said[verb] = rows_of(capsys.readouterr().out)
     assert said["evaluate"][0]["accuracy"] == 1.0
     assert [row["prediction"] for row in said["predict"]] == [label for _, label in content]
+    words = [f"--workdir={tmp_path / 'run'}", f"--input={path}", "--top_k=3"]
+    message = runs.refused(capsys, "predict", words)
+    assert message == (
+        "--top_k: the run's task is classify, which writes no answers; leave this away."
+    )
 
     out = tmp_path / "out"
     runs.VERBS["export"].main([f"--workdir={tmp_path / 'run'}", f"--output={out}"])

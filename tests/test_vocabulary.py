@@ -33,7 +33,7 @@ TABLES = {
     "gpt2": {("embeddings", "word", "table"): 0},
 }
 """Each family's weights over the vocabulary, and which of their axes that is."""
-SPLITS = [None, (1, 8, 1, 1), (1, 2, 1, 4), (2, 1, 4)]
+SPLITS = [None, (1, 8, 1, 1), (1, 2, 1, 4), (2, 1, 1, 4)]
 
 
 def nothing(text: str) -> None:

@@ -6,6 +6,7 @@ what looks wrong for the settings. Nothing here stops a run: overlap and truncat
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from html import escape as escape_html
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from rich.text import Text
 from jaxft.data.duplicates import normalised, overlap, signatures
 
 BARS = "▁▂▃▄▅▆▇█"
+LEARNT = "green"
+"""The style of an example's learnt tokens."""
 MOST_CLASSES = 12  # shown; the report holds all
 
 
@@ -171,10 +174,21 @@ def show(examples: Sequence[Text], console: Console | None = None) -> None:
     """Examples as the model will see them, on stderr."""
     console = console or Console(stderr=True)
     for number, example in enumerate(examples, 1):
-        console.rule(f"example {number} of {len(examples)}, learnt tokens in green", style="dim")
+        console.rule(f"example {number} of {len(examples)}, learnt tokens in {LEARNT}", style="dim")
         console.print(example, soft_wrap=True)
     if examples:
         console.rule(style="dim")
+
+
+def markdown(example: Text) -> str:
+    """An example as TensorBoard shows it, which knows no colours: learnt tokens are bold."""
+    parts, end = [], 0
+    for span in sorted(example.spans):
+        if span.style == LEARNT:
+            parts += [escape_html(example.plain[end : span.start])]
+            parts += [f"<strong>{escape_html(example.plain[span.start : span.end])}</strong>"]
+            end = span.end
+    return f"<pre>{''.join(parts)}{escape_html(example.plain[end:])}</pre>"
 
 
 def _table(label: str, drawing: str, *numbers: str) -> Table:

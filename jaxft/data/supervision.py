@@ -16,6 +16,7 @@ import numpy as np
 from rich.text import Text
 
 from jaxft.data.chat import Rendered, prompt
+from jaxft.data.inspection import LEARNT
 from jaxft.data.templates import end_of_turn, ends
 from jaxft.errors import UserError
 
@@ -100,7 +101,7 @@ def preview(input_ids: Sequence[int], trained: Sequence[int], tokenizer: Any) ->
         # Decoded from the first token on: a part by itself can lose the blank it starts with.
         text = tokenizer.decode(list(input_ids[:stop]), clean_up_tokenization_spaces=False)
         part = text[len(before) :].replace("\n", "⏎\n")
-        shown.append(part, style="green" if trained[start] else "dim")
+        shown.append(part, style=LEARNT if trained[start] else "dim")
         before = text
     return shown
 

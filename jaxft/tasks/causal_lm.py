@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.data import chat, examples, supervision
+from jaxft.data import answers, chat, examples, supervision
 from jaxft.data.batches import Layout
 from jaxft.data.features import Rows
 from jaxft.data.templates import with_template
@@ -27,6 +27,7 @@ OUTPUT = "causal_lm"
 PIPELINE = "text-generation"
 AUTO_MODEL = "AutoModelForCausalLM"
 TEXTS = ("text",)
+EXACT_MATCH = "exact_match"
 read = examples.read_examples
 
 
@@ -61,8 +62,18 @@ class Options:
     cut_answers: bool = field(
         default=False, metadata={"help": "keep rows whose answer data.max_length cuts short"}
     )
+    exact_match: Literal["none", "number", "text"] = field(
+        default="none",
+        metadata={
+            "help": "answer validation and test rows, and score the share with the right final "
+            "number, as GSM8K has it, or the right text"
+        },
+    )
+    generate_rows: int = field(
+        default=64, metadata={"help": "rows that exact_match answers, the first", "must": ">= 1"}
+    )
     max_new_tokens: int = field(
-        default=256, metadata={"help": "predict: tokens an answer has at most", "must": ">= 1"}
+        default=256, metadata={"help": "tokens an answer has at most", "must": ">= 1"}
     )
     temperature: float = field(
         default=0.0, metadata={"help": "predict: 0 takes the likeliest token", "must": ">= 0"}
@@ -85,7 +96,11 @@ class Task(Options):
     silence = MappingProxyType({"completion": None})
     """What `predict` says of a row without text."""
     main_metric = "loss"
-    score_names = ("loss", "perplexity", "token_accuracy")
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        generated = () if self.exact_match == "none" else (EXACT_MATCH,)
+        return ("loss", "perplexity", "token_accuracy", *generated)
 
     @classmethod
     def from_rows(cls, options: Options, rows: Rows, known: Sequence[str]) -> "Task":
@@ -207,7 +222,42 @@ class Task(Options):
     def respond(self, rows: Rows, tools: Any) -> Iterator[dict[str, Any]]:
         """What `predict` adds to each row: `completion`, up to the token that ends it."""
         asked = [json.loads(example) for example in rows.dataset["example"]]
-        where = [f"{rows.source} line {line}" for line in rows.dataset["line"]]
+        prompts = self._prompts(asked, rows, tools)
+        sampling = Sampling(
+            self.max_new_tokens, self.temperature, self.top_k, self.top_p, tools.seed
+        )
+        for said in self._answers(prompts, tools, sampling):
+            yield {"completion": said}
+
+    def wanted(self, rows: Rows, tools: Any) -> list[tuple[list[int], str]]:
+        """Prompts and right answers of the rows that `exact_match` asks, none where it is off.
+
+        Raises: UserError for a row without either.
+        """
+        if self.exact_match == "none":
+            return []
+        asked = [json.loads(example) for example in rows.dataset["example"][: self.generate_rows]]
+        right = [answers.reference(example) for example in asked]
+        for answer, line in zip(right, rows.dataset["line"], strict=False):
+            number = self.exact_match == "number"
+            if answer is None or (number and answers.number(answer) is None):
+                raise UserError(
+                    f"{rows.source} line {line}: task.exact_match={self.exact_match} finds no "
+                    f"{'answer' if answer is None else 'number'} in it; leave it at none."
+                )
+        return list(zip(self._prompts(asked, rows, tools), map(str, right), strict=True))
+
+    def generated(self, wanted: Sequence[tuple[list[int], str]], tools: Any) -> dict[str, float]:
+        """The score of `exact_match`: the share of rows whose likeliest answer is right."""
+        if not wanted:
+            return {}
+        prompts, right = zip(*wanted, strict=True)
+        said = self._answers(prompts, tools, Sampling(self.max_new_tokens))
+        hits = [answers.same(*pair, self.exact_match) for pair in zip(said, right, strict=True)]
+        return {EXACT_MATCH: sum(hits) / len(hits)}
+
+    def _prompts(self, asked: Sequence[dict], rows: Rows, tools: Any) -> list[list[int]]:
+        where = [f"{rows.source} line {line}" for line in rows.dataset["line"][: len(asked)]]
         prompts = supervision.prompt_ids(asked, tools.tokenizer, None, where)
         for at, prompt in zip(where, prompts, strict=True):
             if len(prompt) >= tools.positions:
@@ -215,9 +265,13 @@ class Task(Options):
                     f"{at}: the prompt has {len(prompt)} tokens, the model {tools.positions} "
                     "positions for prompt and answer."
                 )
+        return prompts
+
+    def _answers(
+        self, prompts: Sequence[Sequence[int]], tools: Any, sampling: Sampling
+    ) -> Iterator[str]:
+        """Up to the token that ends each, or the model's last position."""
         stop = supervision.stop_ids(tools.tokenizer)
-        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
-        answers = tools.generate(prompts, stop, sampling)
-        for prompt, ids in zip(prompts, answers, strict=True):
+        for prompt, ids in zip(prompts, tools.generate(prompts, stop, sampling), strict=True):
             fits = ids[: tools.positions - len(prompt)]
-            yield {"completion": tools.tokenizer.decode(fits, skip_special_tokens=True)}
+            yield tools.tokenizer.decode(fits, skip_special_tokens=True)

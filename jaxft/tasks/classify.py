@@ -330,6 +330,14 @@ class Task:
         """Examples worth a look before training: the labels are in the report."""
         return ()
 
+    def wanted(self, rows: Rows, tools: Any) -> Sequence[Any]:
+        """No answers are written, so that none are asked for."""
+        return ()
+
+    def generated(self, wanted: Sequence[Any], tools: Any) -> dict[str, float]:
+        """Scores of written answers: there are none."""
+        return {}
+
     def confusion(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:

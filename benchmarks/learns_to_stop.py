@@ -1,0 +1,126 @@
+"""Whether supervised fine-tuning on short answers teaches a small model where to stop.
+
+    python benchmarks/learns_to_stop.py --output=docs/learns_to_stop.md
+
+stories260K, which tells stories and knows no questions, is fine-tuned on nine parts of Alpaca and
+one of `chats/identity.json`, on rows whose answers have at most 96 tokens of its own. Counted are,
+before and after, the answers to 50 held-out prompts of the same kind that end with EOS within 128
+tokens, the likeliest answer and one drawn at temperature 1.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measured import ROOT, SHARED_DATA, hardware, jaxft_command
+
+import jaxft
+from jaxft import generate
+from jaxft.data.supervision import prompt_ids, stop_ids
+from jaxft.source import load_tokenizer
+
+SOURCES = {"alpaca/alpaca_5000.json": 0.9, "chats/identity.json": 0.1}
+WITHIN, ANSWER, WHOLE, HELD_OUT = 128, 96, 256, 50
+HOW = {"likeliest": 0.0, "drawn": 1.0}
+Rows = list[dict[str, Any]]
+
+
+def short(path: Path, tokenizer: Any) -> Rows:
+    """Rows of a file whose answers, and which as a whole, are short, in a random order."""
+    rows = json.loads(path.read_text())
+    prompts = prompt_ids(rows, tokenizer, None, [path.name] * len(rows))
+    answers = [tokenizer(row["output"])["input_ids"] for row in rows]
+    fits = [
+        row
+        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
+        if 1 < len(answer) <= ANSWER and len(prompt) + len(answer) < WHOLE
+    ]
+    return [fits[i] for i in np.random.default_rng(0).permutation(len(fits))]
+
+
+def stopped(folder: str, rows: Rows, temperature: float) -> list[int]:
+    """The lengths of the answers that end within `WITHIN` tokens."""
+    tokenizer = load_tokenizer(Path(folder))
+    prompts = prompt_ids(rows, tokenizer, None, [""] * len(rows))
+    model = generate.of_model(jaxft.load_pretrained(folder, output="causal_lm"))
+    sampling = generate.Sampling(max_new_tokens=WITHIN, temperature=temperature)
+    answers = model(prompts, stop_ids(tokenizer), sampling)
+    return [len(answer) for answer in answers if len(answer) < WITHIN]
+
+
+def line(when: str, folder: str, held_out: Rows) -> str:
+    cells = [when]
+    for temperature in HOW.values():
+        lengths = stopped(folder, held_out, temperature)
+        median = f", median {np.median(lengths):.0f} tokens" if lengths else ""
+        cells.append(f"{len(lengths)} of {len(held_out)}{median}")
+    return f"| {' | '.join(cells)} |"
+
+
+def fine_tune(given: argparse.Namespace, folder: Path, parts: dict[str, Rows]) -> str:
+    """Trains, and exports to a folder. Raises RuntimeError with the last lines."""
+    paths = {name: folder / f"{name}.jsonl" for name in parts}
+    for name, rows in parts.items():
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = {str(paths[Path(name).stem]): weight for name, weight in SOURCES.items()}
+    keys = {
+        "model.pretrained": given.model,
+        "data.train": repr(mixture),
+        "data.validation": paths["held_out"],
+        "data.max_length": WHOLE,
+        "optim.learning_rate": given.learning_rate,
+        "train.num_train_epochs": given.epochs,
+        "train.batch_size": 16,
+    }
+    run, exported = folder / "run", folder / "exported"
+    export = [sys.executable, "-m", "jaxft.export", f"--workdir={run}", f"--output={exported}"]
+    for command in (jaxft_command("llama_sft.py", str(run), keys), [*export, "--step=last"]):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+    return str(exported)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    model = SHARED_DATA / "checkpoints" / "stories260K"
+    parser.add_argument("--model", default=str(model))
+    parser.add_argument("--rows", type=int, default=800, help="of Alpaca at most")
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--output", help="Markdown file for the table")
+    given = parser.parse_args()
+    tokenizer = load_tokenizer(Path(given.model))
+    parts: dict[str, Rows] = {"held_out": []}
+    for name, weight in SOURCES.items():
+        rows, count = short(SHARED_DATA / name, tokenizer), round(HELD_OUT * weight)
+        parts["held_out"] += rows[:count]
+        parts[Path(name).stem] = rows[count : count + given.rows]
+    with tempfile.TemporaryDirectory() as temporary:
+        lines = [line("before", given.model, parts["held_out"])]
+        began_s = time.perf_counter()
+        lines.append(line("after", fine_tune(given, Path(temporary), parts), parts["held_out"]))
+        took_s = time.perf_counter() - began_s
+    counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
+    command = " ".join(["python benchmarks/learns_to_stop.py", *sys.argv[1:]])
+    table = [
+        f"Answers that end within {WITHIN} tokens; `{command}`, {took_s:.0f} s on {hardware()}.",
+        f"Rows: {counts}; {given.epochs:g} epochs, learning rate {given.learning_rate:g}.",
+        "",
+        f"| fine-tuning | {' | '.join(HOW)} |",
+        "|---" * (1 + len(HOW)) + "|",
+        *lines,
+    ]
+    print("\n".join(table))
+    if given.output:
+        Path(given.output).write_text("\n".join(table) + "\n")
+
+
+if __name__ == "__main__":
+    main()
