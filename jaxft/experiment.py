@@ -21,15 +21,17 @@ from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
 from jaxft.errors import UserError
-from jaxft.hardware import choose_attention, choose_dtype
+from jaxft.hardware import check_host_memory, choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.layers import Compute
+from jaxft.nn.remat import HOST
 from jaxft.nn.weights import Path, unflatten
 from jaxft.optim import make_optimizer
 from jaxft.sharding import ROWS, check_divides, make_mesh, state_shardings, weight_shardings
 from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
+from jaxft.store import OnDevice, OnHost, Store
 
 Say = Callable[[str], None]
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
@@ -47,9 +49,21 @@ class Experiment:
     tokenizer: Any
     mesh: Mesh
 
+    @property
+    def memory_kind(self) -> str | None:
+        """Of the float32 weights and the optimizer's state; None is the devices' own memory."""
+        return HOST if self.config.optim.offload else None
+
     @cached_property
     def shardings(self) -> dict[Path, NamedSharding]:
-        return weight_shardings(self.drawn.weights, self.mesh)
+        return weight_shardings(self.drawn.weights, self.mesh, self.memory_kind)
+
+    @cached_property
+    def store(self) -> Store:
+        weights = self.drawn.weights
+        if self.memory_kind is None:
+            return OnDevice(weights)
+        return OnHost(weights, weight_shardings(weights, self.mesh), self.drawn.compute.dtype)
 
     @property
     def rows(self) -> NamedSharding:
@@ -112,14 +126,14 @@ class Experiment:
             writes=writes,
         )
 
-    def optimizer(self, total_steps: int) -> optax.GradientTransformation:
+    def optimizer(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
         return make_optimizer(self.config.optim, self.drawn.weights, total_steps)
 
     def abstract_state(self, optimizer: optax.GradientTransformation) -> TrainState:
         """The TrainState as shapes with shardings, nothing allocated."""
         params = self.abstract_params
         state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, {}, optimizer.init(p)), params)
-        placed = state_shardings(state, self.drawn.weights, self.mesh)
+        placed = state_shardings(state, self.drawn.weights, self.mesh, self.memory_kind)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed
         )
@@ -150,6 +164,7 @@ class Experiment:
             optimizer=optimizer,
             seed=self.config.seed,
             micro_batches=self.config.train.gradient_accumulation_steps,
+            store=self.store,
         )
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
@@ -160,6 +175,21 @@ class Experiment:
         pass gains little from the latter.
         """
         return self.drawn.redraw(replace(self.drawn.compute, unroll_layers=False))
+
+    def loader(self, params: Any) -> tuple[Callable[[Any], Any], Any]:
+        """What turns the kept weights into those that `eval_step` takes, compiled for `params`,
+        which may be abstract; and what it returns, abstract.
+        """
+        if self.memory_kind is None:
+            return lambda params: params, params
+        with jax.set_mesh(self.mesh):
+            load = jax.jit(self.store.working).lower(params).compile()
+        returned = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            load.out_info,
+            load.output_shardings,
+        )
+        return load, returned
 
     def eval_step(self) -> jax.stages.Wrapped:
         """`step.eval_step` of this experiment, jitted; every process gets all predictions."""
@@ -212,6 +242,12 @@ def reopen(
     machine's devices.
     """
     config = from_dict(saved, tasks.options)
+    # Nothing is updated: no memory has to be saved, and none but the devices' is needed.
+    config = replace(
+        config,
+        model=replace(config.model, kept_activations={}),
+        optim=replace(config.optim, offload=False),
+    )
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
@@ -232,9 +268,11 @@ def _draw(
     model = config.model
     rates = ("dropout", "attention_dropout", "classifier_dropout")
     dtype = choose_dtype(model.dtype, jax.devices()[0])
+    check_host_memory(config.optim.offload, model.kept_activations, jax.devices()[0])
     compute = Compute(
         dtype,
         activation_checkpointing=model.activation_checkpointing,
+        kept_activations=tuple(sorted(model.kept_activations.items())),
         unroll_layers=jax.default_backend() == "cpu",
     )
     drawn = Blueprint.draw(

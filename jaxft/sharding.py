@@ -120,17 +120,24 @@ def spec(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> Partit
     return PartitionSpec(*(tuple(names) if names else None for names in splits))
 
 
-def weight_shardings(weights: Mapping[Path, Weight], mesh: Mesh) -> dict[Path, NamedSharding]:
-    """A sharding per weight."""
-    return {p: NamedSharding(mesh, spec(w.shape, w.axes, mesh)) for p, w in weights.items()}
+def weight_shardings(
+    weights: Mapping[Path, Weight], mesh: Mesh, memory_kind: str | None = None
+) -> dict[Path, NamedSharding]:
+    """A sharding per weight, in the devices' memory or another one that they reach."""
+    return {
+        path: NamedSharding(mesh, spec(w.shape, w.axes, mesh), memory_kind=memory_kind)
+        for path, w in weights.items()
+    }
 
 
-def state_shardings(state: Any, weights: Mapping[Path, Weight], mesh: Mesh) -> Any:
+def state_shardings(
+    state: Any, weights: Mapping[Path, Weight], mesh: Mesh, memory_kind: str | None = None
+) -> Any:
     """Shardings for any tree that repeats the parameters' paths, such as a TrainState with its
     moments.
 
     A leaf shaped like its weight lies as the weight does; another one (a factored moment) is split
-    where it divides.
+    where it divides. `memory_kind` is of what belongs to a weight; counts are on the devices.
     """
 
     def place(path: tuple, leaf: Any) -> NamedSharding:
@@ -142,7 +149,8 @@ def state_shardings(state: Any, weights: Mapping[Path, Weight], mesh: Mesh) -> A
             axes = ("layers" if weight and weight.stacked else None, *(None,) * leaf.ndim)[
                 : leaf.ndim
             ]
-        return NamedSharding(mesh, spec(leaf.shape, axes, mesh))
+        kind = memory_kind if weight is not None else None
+        return NamedSharding(mesh, spec(leaf.shape, axes, mesh), memory_kind=kind)
 
     return jax.tree_util.tree_map_with_path(place, state)
 
