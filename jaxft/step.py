@@ -93,7 +93,7 @@ def train_step(
         new = jax.tree.map(jnp.add, params, updates), after
         return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, moved)
 
-    params, opt_state = store.update(update, (state.params, state.opt_state), grads)
+    params, opt_state = store.update(update, (state.params, state.opt_state), grads, accepted)
     new = TrainState(state.step + accepted.astype(jnp.int32), params, state.frozen, opt_state)
     return new, {"loss": loss, "grad_norm": grad_norm, "accepted": accepted}
 

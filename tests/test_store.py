@@ -1,5 +1,8 @@
 """Weights and moments in host memory: trained as on the device, and never elsewhere than said."""
 
+import json
+import os
+import signal
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -9,8 +12,11 @@ import numpy as np
 import pytest
 import runs
 
+from jaxft import evaluate, hardware
+from jaxft import train as verb
 from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.plan import Plan
+from jaxft.interrupts import Interrupts
 from jaxft.nn.remat import HOST
 from jaxft.sharding import make_mesh
 from jaxft.step import TrainState
@@ -119,3 +125,54 @@ def test_weights_and_moments_in_host_memory_are_trained_as_on_the_device(train, 
     for k in range(UPDATES + 1):
         assert_same(host.states[k], device.states[k], **SAME)
     assert_same(host.refused, host.states[-1], rtol=0, atol=0)
+
+
+def test_a_run_in_host_memory_stops_and_goes_on_bit_by_bit_and_equals_the_device_s(
+    tmp_path, tiny_bert_folder, monkeypatch, capsys
+):
+    device = runs.finished(tiny_bert_folder)
+    keys = device.keys | {"optim.offload": "true"}
+    runs.run(tmp_path / "whole", keys)
+    stop = Interrupts.stop
+
+    def stop_at_7(self: Interrupts, step: int) -> bool:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stop(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupts, "stop", stop_at_7)
+        verb.main(runs.argv(keys, tmp_path / "halved"))
+    runs.run(tmp_path / "halved", keys)
+    said = capsys.readouterr().err
+    assert "MB of parameters, in host memory" in said
+    assert "Resuming after step 7 of 12" in said
+    assert runs.same(runs.arrays(tmp_path / "halved", 12), runs.arrays(tmp_path / "whole", 12))
+    for mine, theirs in zip(
+        runs.metrics(tmp_path / "whole"), runs.metrics(device.workdir), strict=True
+    ):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    evaluate.main([f"--workdir={tmp_path}/whole"])
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(result["test"]["loss"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optim.offload": "true"},
+        {
+            "model.activation_checkpointing": "full",
+            "model.kept_activations": '{"block_input": "host"}',
+        },
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_backend_without_host_memory_is_refused(
+    changed, tmp_path, tiny_bert_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr(hardware, "HOST", "distant")
+    keys = runs.finished(tiny_bert_folder).keys | changed
+    said = runs.refused(capsys, "train", runs.argv(keys, tmp_path / "run"))
+    name = "optim.offload=true" if len(changed) == 1 else "model.kept_activations.block_input=host"
+    assert said.startswith(f"{name}: a cpu device has no distant memory (it has device, ")
