@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -50,7 +50,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def sketch(topology: str, hf_config: Mapping[str, Any], keys: Mapping[str, Any]) -> Experiment:
+def sketch(
+    topology: str,
+    hf_config: Mapping[str, Any],
+    keys: Mapping[str, Any],
+    attention: Literal["splash", "xla"] = "splash",
+) -> Experiment:
     """An experiment on described devices: without data, tokenizer and weights."""
     one = ONE_CHIP if topology.endswith((":1x1", ":1x1x1")) else {}
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one)
@@ -66,9 +71,9 @@ def sketch(topology: str, hf_config: Mapping[str, Any], keys: Mapping[str, Any])
     module = tasks.named("causal_lm")
     compute = Compute(
         "bfloat16",
-        "splash",
+        attention,
         config.model.activation_checkpointing,
-        tuple(config.model.kept_activations.items()),
+        tuple(sorted(config.model.kept_activations.items())),
     )
     drawn = Blueprint.draw(hf_config, output=module.OUTPUT, compute=compute)
     mesh = make_mesh(vars(config.mesh), described.devices)
@@ -94,27 +99,24 @@ def sizes(experiment: Experiment) -> dict[str, Any]:
         state = experiment.abstract_state(optimizer)
         compiled = experiment.train_step(optimizer).lower(state, batch, np.int32(0)).compile()
     found = compiled.memory_analysis()
+    outputs = found.output_size_in_bytes + found.host_output_size_in_bytes
     return {
         "device_bytes": found.argument_size_in_bytes + found.temp_size_in_bytes,
         "host_bytes": found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
-        "arguments": found.argument_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
+        "device_arguments": found.argument_size_in_bytes,
+        "device_temporaries": found.temp_size_in_bytes,
         "host_arguments": found.host_argument_size_in_bytes,
         "host_temporaries": found.host_temp_size_in_bytes,
-        "host_aliased": found.host_alias_size_in_bytes,
-        "outputs_not_aliased": found.output_size_in_bytes - found.alias_size_in_bytes,
+        "copied_outputs": outputs - found.alias_size_in_bytes - found.host_alias_size_in_bytes,
         "compile_s": round(time.perf_counter() - began_s, 1),
     }
 
 
-def main(names: list[str]) -> None:
+def main(topologies: list[str]) -> None:
     for topology, keys in CASES:
-        if not names or topology in names:
-            print(
-                json.dumps(
-                    {"topology": topology, **keys, **sizes(sketch(topology, LLAMA_3_8B, keys))}
-                )
-            )
+        if not topologies or topology in topologies:
+            found = sizes(sketch(topology, LLAMA_3_8B, keys))
+            print(json.dumps({"topology": topology, **keys, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ def assert_same(one: Any, other: Any, **tolerance: float) -> None:
         jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
     ):
         name = jax.tree_util.keystr(path)
+        if "['key']['bias']" in name:
+            continue  # softmax cancels it: its gradient is rounding noise, which rules blow up
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, **tolerance, err_msg=name)
 
