@@ -4,7 +4,8 @@ not be there, and prints what the compiler says of memory; nothing is allocated.
     TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu python benchmarks/one_chip.py
 
 needs `pip install 'jax[tpu]'`. One JSON line a case: bytes on each device (arguments and
-temporaries), bytes in the host's memory, seconds of compilation.
+temporaries; what of them lives at once is the peak, which counts host bytes too where there are
+any), bytes in the host's memory, seconds of compilation.
 """
 
 import json
@@ -103,6 +104,7 @@ def sizes(experiment: Experiment) -> dict[str, Any]:
     return {
         "device_bytes": found.argument_size_in_bytes + found.temp_size_in_bytes,
         "host_bytes": found.host_argument_size_in_bytes + found.host_temp_size_in_bytes,
+        "device_peak_bytes": found.peak_memory_in_bytes,
         "device_arguments": found.argument_size_in_bytes,
         "device_temporaries": found.temp_size_in_bytes,
         "host_arguments": found.host_argument_size_in_bytes,
