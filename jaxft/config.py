@@ -23,7 +23,15 @@ __all__ = ["Checkpoint", "Config", "Data", "Mesh", "Model", "Optim", "Train"]
 
 TaskOptions = Callable[[str], type]
 # These change where a run is computed and what is kept of it, never what it computes.
-FREE_ON_RESUME = ("mesh.", "checkpoint.", "train.logging_steps", "train.report_to")
+FREE_ON_RESUME = (
+    "mesh.",
+    "checkpoint.",
+    "train.logging_steps",
+    "train.report_to",
+    "model.activation_checkpointing",
+    "model.kept_activations",
+    "optim.offload",
+)
 
 
 def load(path: str, arg: str, overrides: Mapping[str, str], task_options: TaskOptions) -> Config:

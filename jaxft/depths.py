@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.nn.weights import Path, Tree, Weight, flatten
+from jaxft.store import Store
 
 COLUMNS = 64
 """At most so many columns of each weight are looked at: a copy of all weights would not fit beside
@@ -27,8 +28,8 @@ class Movement(NamedTuple):
 class Depths:
     """Looks at every n-th column of each weight before and after an update."""
 
-    def __init__(self, weights: Mapping[Path, Weight]):
-        self.weights = weights
+    def __init__(self, weights: Mapping[Path, Weight], store: Store):
+        self.weights, self.store = weights, store
         self.count = 1 + max(depth for weight in weights.values() for depth in weight.depth)
         sizes_D = np.zeros(self.count, np.float32)
         for weight in weights.values():
@@ -52,7 +53,11 @@ class Depths:
 
     def _probe(self, params: Tree) -> dict[Path, jax.Array]:
         """Evenly spaced columns, of an embedding too: its rows are updated very unevenly."""
-        return {path: leaf[..., :: -(-leaf.shape[-1] // COLUMNS)] for path, leaf in flatten(params)}
+
+        def columns(_: Weight, x: jax.Array) -> jax.Array:
+            return x[..., :: -(-x.shape[-1] // COLUMNS)]
+
+        return dict(flatten(self.store.look(params, columns)))
 
     def _compare(self, before: dict[Path, jax.Array], params: Tree) -> Movement:
         after = self._probe(params)

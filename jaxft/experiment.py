@@ -21,15 +21,17 @@ from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
 from jaxft.errors import UserError
-from jaxft.hardware import choose_attention, choose_dtype
+from jaxft.hardware import check_host_memory, choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.layers import Compute
+from jaxft.nn.remat import HOST
 from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
 from jaxft.sharding import ROWS, Places, check_divides, make_mesh
 from jaxft.source import Source, load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
+from jaxft.store import OnDevice, OnHost, Store
 
 Say = Callable[[str], None]
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
@@ -47,10 +49,23 @@ class Experiment:
     tokenizer: Any
     mesh: Mesh
 
+    @property
+    def memory_kind(self) -> str | None:
+        """Of the float32 weights and the optimizer's state; None is the devices' own memory."""
+        return HOST if self.config.optim.offload else None
+
     @cached_property
     def places(self) -> Places:
         """Where weights, gradients and the optimizer's state lie."""
-        return Places(self.drawn.weights, self.mesh, self.config.mesh.zero_stage)
+        return Places(self.drawn.weights, self.mesh, self.config.mesh.zero_stage, self.memory_kind)
+
+    @cached_property
+    def store(self) -> Store:
+        """What holds weights and moments between updates."""
+        if self.memory_kind is None:
+            return OnDevice(self.drawn.weights)
+        near = replace(self.places, memory_kind=None).params
+        return OnHost(self.drawn.weights, near, self.drawn.compute.dtype)
 
     @property
     def rows(self) -> NamedSharding:
@@ -113,7 +128,7 @@ class Experiment:
             writes=writes,
         )
 
-    def optimizer(self, total_steps: int) -> optax.GradientTransformation:
+    def optimizer(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
         return make_optimizer(self.config.optim, self.drawn.weights, total_steps)
 
     def abstract_state(self, optimizer: optax.GradientTransformation) -> TrainState:
@@ -155,6 +170,7 @@ class Experiment:
             gradients=unflatten(self.places.gradients),
             seed=self.config.seed,
             micro_batches=self.config.train.gradient_accumulation_steps,
+            store=self.store,
         )
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(optimizer))
         return jax.jit(step, donate_argnums=0, out_shardings=(places, self.replicated))
@@ -165,6 +181,21 @@ class Experiment:
         pass gains little from the latter.
         """
         return self.drawn.redraw(replace(self.drawn.compute, unroll_layers=False))
+
+    def loader(self, params: Any) -> tuple[Callable[[Any], Any], Any]:
+        """What turns the kept weights into those that `eval_step` takes, compiled for `params`,
+        which may be abstract; and what it returns, abstract.
+        """
+        if self.memory_kind is None:
+            return lambda params: params, params
+        with jax.set_mesh(self.mesh):
+            load = jax.jit(self.store.working).lower(params).compile()
+        returned = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            load.out_info,
+            load.output_shardings,
+        )
+        return load, returned
 
     def eval_step(self) -> jax.stages.Wrapped:
         """`step.eval_step` of this experiment, jitted; every process gets all predictions."""
@@ -225,6 +256,12 @@ def reopen(
     another mesh.
     """
     config = from_dict(saved, tasks.options)
+    # Nothing is updated: no memory has to be saved, and none but the devices' is needed.
+    config = replace(
+        config,
+        model=replace(config.model, kept_activations={}),
+        optim=replace(config.optim, offload=False),
+    )
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
@@ -249,9 +286,11 @@ def _draw(
     model, device = config.model, mesh.devices.flat[0]
     rates = ("dropout", "attention_dropout", "classifier_dropout")
     dtype = choose_dtype(model.dtype, device)
+    check_host_memory(config.optim.offload, model.kept_activations, device)
     compute = Compute(
         dtype,
         activation_checkpointing=model.activation_checkpointing,
+        kept_activations=tuple(sorted(model.kept_activations.items())),
         unroll_layers=device.platform == "cpu",
     )
     drawn = Blueprint.draw(

@@ -1,10 +1,12 @@
 """What the devices can do: precision, attention kernel, peak rate, memory."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from jaxft.errors import UserError
+from jaxft.nn.remat import HOST, Activation, Place
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -67,6 +69,21 @@ def choose_attention(
             "'xla' or 'auto'."
         )
     return wanted
+
+
+def check_host_memory(offload: bool, kept: Mapping[Activation, Place], device: jax.Device) -> None:
+    """Raises UserError where the config keeps something in host memory that the device cannot
+    reach.
+    """
+    asking = [f"model.kept_activations.{name}=host" for name in kept if kept[name] == "host"]
+    asking += ["optim.offload=true"] if offload else []
+    kinds = [memory.kind for memory in device.addressable_memories()] if asking else []
+    if asking and HOST not in kinds:
+        raise UserError(
+            f"{' and '.join(asking)}: a {device.platform} device has no {HOST} memory (it has "
+            f"{', '.join(kinds)}). Leave that out; mesh.fsdp, a smaller train.batch_size or "
+            "more train.gradient_accumulation_steps save memory too."
+        )
 
 
 def memory_bytes(peak: bool = False) -> int | None:

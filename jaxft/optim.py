@@ -14,29 +14,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxft.errors import UserError
-from jaxft.nn.weights import Path, Tree, Weight, flatten, map_weights
+from jaxft.moments import in_bfloat16
+from jaxft.nn.weights import Path, Tree, Weight, flatten, map_weights, part
 from jaxft.schedules import make_schedule
 
 if TYPE_CHECKING:
     from jaxft.config import Optim
 
 _RULE_KEYS = {
-    "adamw": {"adam_beta1", "adam_beta2", "adam_epsilon"},
+    "adamw": {"adam_beta1", "adam_beta2", "adam_epsilon", "moments_dtype"},
     "adafactor": set(),
-    "lion": {"adam_beta1", "adam_beta2"},
-    "sgd": {"momentum"},
+    "lion": {"adam_beta1", "adam_beta2", "moments_dtype"},
+    "sgd": {"momentum", "moments_dtype"},
 }
 
 
 def make_optimizer(
     config: Optim, weights: Mapping[Path, Weight], total_steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The whole update of the parameters that `weights` describes (float32, a plain nested dict).
 
-    Gradients may have any float dtype; moments are float32. Weight decay is decoupled for every
-    rule.
+    Gradients may have any float dtype. Weight decay is decoupled for every rule. It updates any
+    part of the tree as it does the whole: some paths, and of stacks one layer, with a leading axis
+    of 1. What a part cannot know is then given to `update`: `grad_norm`, of the whole gradient, and
+    `layer`, the index in the stack.
 
     Raises:
         UserError: a setting that contradicts another, or that nothing would read.
@@ -46,11 +50,11 @@ def make_optimizer(
     if config.max_grad_norm is not None:
         stages.append(_clip_by_global_norm(config.max_grad_norm))
     stages.append(_rule(config, weights))
-    stages.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask(weights)))
+    stages.append(_decay(config.weight_decay, decay_mask(weights)))
     if any(np.any(leaf != 1) for leaf in jax.tree.leaves(multipliers)):
         stages.append(_scale_by(multipliers))
     stages.append(optax.scale_by_learning_rate(make_schedule(config, total_steps)))
-    return _with_standard_promotion(optax.chain(*stages))
+    return _with_standard_promotion(optax.with_extra_args_support(optax.chain(*stages)))
 
 
 def decay_mask(weights: Mapping[Path, Weight]) -> Tree:
@@ -103,6 +107,11 @@ def learning_rates_by_depth(
 def _rule(config: Optim, weights: Mapping[Path, Weight]) -> optax.GradientTransformation:
     """The direction of the update, before decay and learning rate."""
     _refuse_unread(config)
+    rule = _float32_rule(config, weights)
+    return rule if config.moments_dtype == "float32" else in_bfloat16(rule, weights)
+
+
+def _float32_rule(config: Optim, weights: Mapping[Path, Weight]) -> optax.GradientTransformation:
     match config.name:
         case "adamw":
             return optax.scale_by_adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon)
@@ -138,7 +147,7 @@ def _per_layer(
         def one(update: jax.Array, stacked: bool, state: Any, param: jax.Array) -> tuple:
             return (jax.vmap(rule.update) if stacked else rule.update)(update, state, param)
 
-        pairs = jax.tree.map(one, updates, stacked, state, params)
+        pairs = jax.tree.map(one, updates, _of(updates, stacked), state, params)
         first, second = (
             jax.tree.map(lambda pair, i=i: pair[i], pairs, is_leaf=lambda x: isinstance(x, tuple))
             for i in (0, 1)
@@ -152,37 +161,75 @@ def _as_float32() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: optax.tree.cast(updates, jnp.float32))
 
 
-def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """torch's `clip_grad_norm_`, except that a norm that is not finite makes every update NaN.
 
     Where finite gradients overflow their norm, scaling by 1/inf would turn them into silent zeros.
     """
 
-    def clip(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        norm = optax.tree.norm(updates)
+    def clip(updates: optax.Updates, *, grad_norm: jax.Array | None, **_: Any) -> optax.Updates:
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
         scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
         scale = jnp.where(jnp.isfinite(norm), scale, jnp.nan)
         return jax.tree.map(lambda update: update * scale, updates)
 
-    return optax.stateless(clip)
+    return _stateless(clip)
 
 
-def _scale_by(multipliers: Tree) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers))
+def _decay(rate: float, mask: Tree) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(rate, mask=lambda updates: _of(updates, mask))
+
+
+def _scale_by(multipliers: Tree) -> optax.GradientTransformationExtraArgs:
+    def scale(updates: optax.Updates, *, layer: jax.Array | None, **_: Any) -> optax.Updates:
+        def factor(multiplier: float | np.ndarray) -> Any:
+            if layer is None or np.ndim(multiplier) == 0:
+                return multiplier
+            return lax.dynamic_slice_in_dim(jnp.asarray(multiplier), layer, 1)
+
+        factors = jax.tree.map(factor, _of(updates, multipliers))
+        return jax.tree.map(jnp.multiply, updates, factors)
+
+    return _stateless(scale)
+
+
+def _of(updates: optax.Updates, facts: Tree) -> Tree:
+    """The facts of the weights that are being updated."""
+    return part(facts, dict(flatten(updates)))
+
+
+def _stateless(function: Callable[..., optax.Updates]) -> optax.GradientTransformationExtraArgs:
+    """A stage that is told of the whole what a part cannot know."""
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        grad_norm: jax.Array | None = None,
+        layer: jax.Array | None = None,
+        **_: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return function(updates, grad_norm=grad_norm, layer=layer), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _with_standard_promotion(
-    transformation: optax.GradientTransformation,
-) -> optax.GradientTransformation:
+    transformation: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
     """optax mixes ints and floats, which JAX's strict dtype promotion refuses."""
 
     def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **whole: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         with jax.numpy_dtype_promotion("standard"):
-            return transformation.update(updates, state, params)
+            return transformation.update(updates, state, params, **whole)
 
-    return optax.GradientTransformation(transformation.init, update)
+    return optax.GradientTransformationExtraArgs(transformation.init, update)
 
 
 def _named_factors(
@@ -222,4 +269,9 @@ def _refuse_unread(config: Optim) -> None:
         raise UserError(
             f'{", ".join(unread)}: optim.name = "{config.name}" does not read it (it reads: '
             f"{allowed}). Leave it out or choose another optimizer."
+        )
+    if config.name == "sgd" and config.momentum == 0 and config.moments_dtype != "float32":
+        raise UserError(
+            f"optim.moments_dtype = {config.moments_dtype}: there are no moments without "
+            "optim.momentum. Leave it out."
         )

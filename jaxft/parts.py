@@ -87,7 +87,7 @@ class Parts:
 
     @cached_property
     def depths(self) -> Depths:
-        return Depths(self.experiment.drawn.weights)
+        return Depths(self.experiment.drawn.weights, self.experiment.store)
 
     @cached_property
     def checkpoints(self) -> Checkpoints:

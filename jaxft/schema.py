@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_type_hints
 
+from jaxft.nn.remat import Activation, Place
 from jaxft.values import CountOrShare, words
 
 DEFAULT_TASK = "classify"
@@ -51,6 +52,9 @@ class Model:
     )
     activation_checkpointing: Literal["none", "full", "dots"] = key(
         "none", "recompute activations to save memory: of whole layers, or all but the matmuls"
+    )
+    kept_activations: dict[Activation, Place] = key(
+        {}, "what full checkpointing does not recompute -> the memory it waits in"
     )
     dropout: float | None = key(None, "None: as the checkpoint says", ">= 0 and < 1")
     attention_dropout: float | None = key(None, "None: as the checkpoint says", ">= 0 and < 1")
@@ -118,6 +122,12 @@ class Optim:
     adam_epsilon: float = key(1e-8, "added to the root of the second moment", "> 0")
     momentum: float = key(0.9, "of sgd", ">= 0 and < 1")
     max_grad_norm: float | None = key(1.0, "gradients are clipped to it; None: never", "> 0")
+    moments_dtype: Literal["float32", "bfloat16"] = key(
+        "float32", "how moments are stored; bfloat16 ones are rounded at random"
+    )
+    offload: bool = key(
+        False, "keep float32 weights and moments in host memory, updated layer by layer"
+    )
     layer_decay: float = key(
         1.0, "each layer's rate as a multiple of the layer's above it", "> 0 and <= 1"
     )
@@ -264,6 +274,13 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             ("model.new_tokens", "model.pretrained"),
             f"model.new_tokens = {config.model.new_tokens!r} asks for means of trained rows, and "
             "from scratch there are none; give None instead of the texts",
+        )
+    if model.kept_activations and model.activation_checkpointing != "full":
+        yield (
+            ("model.kept_activations", "model.activation_checkpointing"),
+            f"model.kept_activations = {model.kept_activations} are exceptions from full "
+            f"checkpointing, and model.activation_checkpointing = "
+            f"{model.activation_checkpointing!r}; set it to full, or leave the former out",
         )
     if train.max_steps is not None and train.num_train_epochs is not None:
         yield (

@@ -66,6 +66,7 @@ class Scorer:
         batch_size = -(-(train.eval_batch_size or train.batch_size) // shards) * shards
         self._experiment = experiment
         self._step = experiment.eval_step()
+        self._loader: tuple[Callable[[Any], Any], Any] | None = None
         self._compiled: dict[tuple[tuple[int, int], int], Callable] = {}
         self._splits = dict(splits)
         self._programs: dict = {}
@@ -95,20 +96,25 @@ class Scorer:
 
     def compile(self, params: Any) -> None:
         """Compiles the programs that the splits need; `params` may be abstract."""
+        if self._loader is None:
+            self._loader = self._experiment.loader(params)
+        _, working = self._loader
         for name, plan in self._plans.items():
             for width in plan.widths:
                 if (plan.shape, width) not in self._compiled:
                     batch = put(self._source(name).empty(width), self._experiment.rows)
                     with jax.set_mesh(self._experiment.mesh):
-                        compiled = self._step.lower(params, batch).compile()
+                        compiled = self._step.lower(working, batch).compile()
                     self._compiled[plan.shape, width] = compiled
 
     def __call__(self, params: Any, name: str) -> Outputs:
         """Outputs of every example of the split `name`, padding dropped by number."""
         self.compile(params)
+        assert self._loader is not None
+        working = self._loader[0](params)
         plan, source = self._plans[name], self._source(name)
         pending = [
-            self._compiled[plan.shape, plan[k][1]](params, put(source[k], self._experiment.rows))
+            self._compiled[plan.shape, plan[k][1]](working, put(source[k], self._experiment.rows))
             for k in range(len(source))
         ]
         parts = [jax.tree.map(np.asarray, part) for part in pending]

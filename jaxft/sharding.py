@@ -142,37 +142,41 @@ class Places:
     weights: Mapping[Path, Weight]
     mesh: Mesh
     zero_stage: int = 3
+    memory_kind: str | None = None
+    """Of the parameters and of what the optimizer's state holds of each; None: the devices' own."""
 
     @cached_property
     def params(self) -> dict[Path, NamedSharding]:
-        return self.gradients if self.zero_stage == 3 else self._of_weights(split=False)
+        return self._of_weights(self.zero_stage == 3, self.memory_kind)
 
     @cached_property
     def gradients(self) -> dict[Path, NamedSharding]:
-        return self._of_weights(split=True)
+        return self._of_weights(True, None)
 
-    def _of_weights(self, split: bool) -> dict[Path, NamedSharding]:
-        return {p: self._place(w.shape, w.axes, split) for p, w in self.weights.items()}
+    def _of_weights(self, split: bool, memory_kind: str | None) -> dict[Path, NamedSharding]:
+        def place(weight: Weight) -> NamedSharding:
+            lies = spec(weight.shape, weight.axes, self.mesh, fsdp=split)
+            return NamedSharding(self.mesh, lies, memory_kind=memory_kind)
 
-    def _place(
-        self, shape: Sequence[int], axes: Sequence[str | None], split: bool = True
-    ) -> NamedSharding:
-        return NamedSharding(self.mesh, spec(shape, axes, self.mesh, fsdp=split))
+        return {path: place(weight) for path, weight in self.weights.items()}
 
     def state(self, state: Any) -> Any:
         """Shardings for any tree that repeats the parameters' paths, such as an optimizer's state.
 
         A leaf shaped like its weight lies as the weight does when it is split; another one (a
-        factored moment) is split where it divides.
+        factored moment) is split where it divides; counts are on the devices.
         """
 
         def place(path: tuple, leaf: Any) -> NamedSharding:
             keys = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
             weight = self.weights.get(keys)
+            axes: Sequence[str | None] = (None,) * leaf.ndim
             if weight is not None and weight.shape == leaf.shape:
-                return self._place(leaf.shape, weight.axes)
-            first = "layers" if weight and weight.stacked else None
-            return self._place(leaf.shape, (first, *(None,) * leaf.ndim)[: leaf.ndim])
+                axes = weight.axes
+            elif weight is not None and weight.stacked:
+                axes = ("layers", *axes[1:])
+            kind = self.memory_kind if weight is not None else None
+            return NamedSharding(self.mesh, spec(leaf.shape, axes, self.mesh), memory_kind=kind)
 
         return jax.tree_util.tree_map_with_path(place, state)
 

@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree
+from jaxft.store import Moved, Store
 
 
 class TrainState(NamedTuple):
@@ -48,47 +49,59 @@ def train_step(
     *,
     task: Task,
     merge: Merge,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     gradients: Tree,
     seed: int,
     micro_batches: int,
+    store: Store,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update: sum the loss over micro-batches, divide once by the global weight, clip, update.
 
-    `gradients` says how each gradient lies on the mesh.
+    `gradients` says how each gradient lies on the mesh; the `store` has the weights to compute
+    with, and moves weights and moments through the update.
 
     The update is refused when its loss or gradient is not finite, and from then on, because `step`
     (the update the host means to make) and `state.step` differ: a bad batch leaves the state as it
     was before it.
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
+    working = store.working(state.params)
 
     def loss_sum(params: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return task.loss(merge(join(params, state.frozen)), micro, key)
 
     def sums_of(micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, Tree]:
         value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
-        (loss, weight), grads = value_and_grad(state.params, micro, key)
+        (loss, weight), grads = value_and_grad(working, micro, key)
         return loss, weight, lax.with_sharding_constraint(grads, gradients)
 
     def accumulate(sums: tuple, part: tuple) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, sums_of(*part)), None
+        added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, sums_of(*part))
+        return added, None
 
     if micro_batches == 1:
         loss, weight, grads = sums_of(batch, key)
     else:
-        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), (0.0, 0.0, working))
         parts = deal(batch, micro_batches), jax.random.split(key, micro_batches)
         (loss, weight, grads), _ = lax.scan(accumulate, zeros, parts)
 
-    loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(jnp.add, state.params, updates)
+    def mean(grads: Tree) -> Tree:
+        return jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
 
-    grad_norm = optax.tree.norm(grads)
+    loss, grad_norm = loss / weight, optax.tree.norm(mean(grads))
     accepted = (step == state.step) & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new = TrainState(state.step + 1, params, state.frozen, opt_state)
-    new = jax.tree.map(lambda after, before: jnp.where(accepted, after, before), new, state)
+
+    def update(moved: Moved, grads: Tree, layer: jax.Array | None = None) -> Moved:
+        params, opt_state = moved
+        updates, after = optimizer.update(
+            mean(grads), opt_state, params, grad_norm=grad_norm, layer=layer
+        )
+        new = jax.tree.map(jnp.add, params, updates), after
+        return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, moved)
+
+    params, opt_state = store.update(update, (state.params, state.opt_state), grads, accepted)
+    new = TrainState(state.step + accepted.astype(jnp.int32), params, state.frozen, opt_state)
     return new, {"loss": loss, "grad_norm": grad_norm, "accepted": accepted}
 
 

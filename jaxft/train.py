@@ -109,10 +109,11 @@ class Run(Parts):
         params = bytes_per_device(self.abstract.params, places.params) / 1e6
         moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6
         axes = ", ".join(f"{axis}={size}" for axis, size in self.experiment.mesh.shape.items())
+        offloaded = self.config.optim.offload
+        gradients = "in host memory" if offloaded else "as much of gradients"
         self.say(
-            f"Mesh {axes}; per device {params:,.1f} MB of parameters, as much of gradients, "
-            f"{moments:,.1f} MB of "
-            "optimizer state"
+            f"Mesh {axes}; per device {params:,.1f} MB of parameters, {gradients}, "
+            f"{moments:,.1f} MB of optimizer state" + (" there too" if offloaded else "")
         )
 
     def prepare_workdir(self) -> None:

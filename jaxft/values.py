@@ -82,7 +82,7 @@ def words(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list, each {words(arguments[0])}"
     if origin is dict:
-        return f"a dict of text to {words(arguments[1])}"
+        return f"a dict of {words(arguments[0])} to {words(arguments[1])}"
     if len(members(hint)) == 1:
         raise TypeError(f"the config's schema does not know the type {hint}")
     parts = [None if member is types.NoneType else member for member in arguments]

@@ -113,8 +113,9 @@ class Workdir:
             raise UserError(
                 f"{self} holds a run with another config:\n"
                 + "\n".join(lines)
-                + "\nOnly mesh, checkpoint and logging "
-                "keys may change. Give the run's own values, or another --workdir."
+                + "\nOnly mesh, checkpoint, logging and memory (model.activation_checkpointing, "
+                "model.kept_activations, optim.offload) keys may change. Give the run's own "
+                "values, or another --workdir."
             )
 
     def refuse_other_inputs(self, digests: Mapping[str, str]) -> None:

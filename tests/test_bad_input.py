@@ -149,6 +149,17 @@ CONFIG = {
         {"data.max_length": 41},
         "data.max_length=41 is beyond the model's 40 positions",
     ),
+    "an activation that no block marks": (
+        {
+            "model.activation_checkpointing": "full",
+            "model.kept_activations": '{"softmax": "host"}',
+        },
+        "one of block_input, qkv, attention_out, mlp_hidden to one of device, host",
+    ),
+    "exceptions from a checkpointing that is off": (
+        {"model.kept_activations": '{"block_input": "host"}'},
+        "are exceptions from full checkpointing, and model.activation_checkpointing = 'none'",
+    ),
     "a kernel that this device lacks": (
         {"model.attention": "cudnn"},
         "model.attention='cudnn' is impossible with a cpu device",

@@ -98,8 +98,10 @@ def test_without_layer_wise_rates_there_is_no_multiplier_stage():
     ("settings", "message"),
     [
         ({"momentum": 0.5}, 'optim.momentum = 0.5: optim.name = "adamw" does not read it'),
-        ({"name": "sgd", "adam_epsilon": 1e-6}, r"\(it reads: momentum\)"),
+        ({"name": "sgd", "adam_epsilon": 1e-6}, r"\(it reads: moments_dtype, momentum\)"),
         ({"name": "adafactor", "adam_beta1": 0.8}, "it reads: none of these"),
+        ({"name": "adafactor", "moments_dtype": "bfloat16"}, "it reads: none of these"),
+        ({"name": "sgd", "momentum": 0.0, "moments_dtype": "bfloat16"}, "there are no moments"),
         ({"name": "lion", "adam_epsilon": 1e-6}, "it reads: adam_beta1, adam_beta2"),
     ],
 )

@@ -1,6 +1,7 @@
 """GPT-2. Source: Radford et al. 2019; transformers 5.23 `models/gpt2`.
 
-B rows, L tokens, S remembered tokens, D model width, H heads, K head width, V vocabulary.
+B rows, L tokens, S remembered tokens, D model width, H heads, K head width, F
+feed-forward width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jaxft.nn.fields import Harmless
 from jaxft.nn.gated import DecoderDims
 from jaxft.nn.layers import ACTIVATIONS, Compute, Embed, LayerNorm, Linear, dropout, split
 from jaxft.nn.memory import Memory, Recall, remember
+from jaxft.nn.remat import mark
 from jaxft.nn.tokens import Tokens
 
 PREFIX = "transformer"
@@ -144,7 +146,7 @@ class Block(nnx.Module):
             rate=self.dims.attention_dropout,
             key=weights_key,
         )
-        mixed_BLD = self.out(mixed_BLHK.reshape(x_BLD.shape))
+        mixed_BLD = self.out(mark(mixed_BLHK.reshape(x_BLD.shape), "attention_out"))
         x_BLD += dropout(mixed_BLD, self.dims.dropout, attention_key)
         return x_BLD + dropout(self._mlp(x_BLD), self.dims.dropout, mlp_key)
 
@@ -170,10 +172,12 @@ class Block(nnx.Module):
     def _project(self, x_BLD: jax.Array) -> tuple[jax.Array, ...]:
         x_BLD = self.attention_norm(x_BLD)
         heads = (*x_BLD.shape[:2], self.dims.heads, self.dims.head_width)
-        return tuple(part(x_BLD).reshape(heads) for part in (self.query, self.key, self.value))
+        parts = self.query, self.key, self.value
+        return tuple(mark(part(x_BLD).reshape(heads), "qkv") for part in parts)
 
     def _mlp(self, x_BLD: jax.Array) -> jax.Array:
-        return self.down(ACTIVATIONS[self.dims.activation](self.up(self.mlp_norm(x_BLD))))
+        hidden_BLF = ACTIVATIONS[self.dims.activation](self.up(self.mlp_norm(x_BLD)))
+        return self.down(mark(hidden_BLF, "mlp_hidden"))
 
 
 class Embeddings(nnx.Module):

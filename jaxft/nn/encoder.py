@@ -20,6 +20,7 @@ from jaxft.nn.layers import (
     split,
 )
 from jaxft.nn.partition import constrain_tokens
+from jaxft.nn.remat import mark
 from jaxft.nn.stack import Stack
 from jaxft.nn.tokens import Tokens
 
@@ -118,22 +119,22 @@ class PostNormBlock(nnx.Module):
         dims = self.dims
         weights_key, attention_key, mlp_key = split(key, 3)
 
-        def heads(x_BLD: jax.Array) -> jax.Array:
-            return x_BLD.reshape(*x_BLD.shape[:2], dims.heads, -1)
+        def heads(project: Linear) -> jax.Array:
+            return mark(project(x_BLD).reshape(*x_BLD.shape[:2], dims.heads, -1), "qkv")
 
         mixed_BLHK = attention(
-            heads(self.query(x_BLD)),
-            heads(self.key(x_BLD)),
-            heads(self.value(x_BLD)),
+            heads(self.query),
+            heads(self.key),
+            heads(self.value),
             side,
             side,
             kernel=self.kernel,
             rate=dims.attention_dropout,
             key=weights_key,
         )
-        mixed_BLD = self.out(mixed_BLHK.reshape(x_BLD.shape))
+        mixed_BLD = self.out(mark(mixed_BLHK.reshape(x_BLD.shape), "attention_out"))
         x_BLD = self.attention_norm(x_BLD + dropout(mixed_BLD, dims.dropout, attention_key))
-        hidden_BLF = ACTIVATIONS[dims.activation](self.up(x_BLD))
+        hidden_BLF = mark(ACTIVATIONS[dims.activation](self.up(x_BLD)), "mlp_hidden")
         return self.output_norm(x_BLD + dropout(self.down(hidden_BLF), dims.dropout, mlp_key))
 
 

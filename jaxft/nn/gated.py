@@ -1,7 +1,7 @@
 """The block of Llama and its relatives: grouped-query attention with a memory, gated feed-forward.
 
 B rows, L tokens, S remembered tokens, D model width, H heads, G key-value heads, K head width, F
-feed-forward width. Source: Touvron et al. 2023 (Llama), section 2.2; transformers 5.23
+feed-forward width, E = H * K. Source: Touvron et al. 2023 (Llama), section 2.2; transformers 5.23
 `LlamaDecoderLayer`.
 """
 
@@ -16,6 +16,7 @@ from jaxft.errors import UserError
 from jaxft.nn.attention import Side, attention
 from jaxft.nn.layers import ACTIVATIONS, Compute, Linear, RMSNorm
 from jaxft.nn.memory import Memory, Recall, remember
+from jaxft.nn.remat import mark
 from jaxft.nn.rope import Rope, Rotation, rotate
 
 
@@ -120,7 +121,9 @@ class Attention(nnx.Module):
         q_BLHK, k_BLGK = heads(self.query(x_BLD)), heads(self.key(x_BLD))
         if self.dims.qk_norm:
             q_BLHK, k_BLGK = self.query_norm(q_BLHK), self.key_norm(k_BLGK)
-        return rotate(q_BLHK, rotation), rotate(k_BLGK, rotation), heads(self.value(x_BLD))
+        q_BLHK, k_BLGK = rotate(q_BLHK, rotation), rotate(k_BLGK, rotation)
+        v_BLGK = heads(self.value(x_BLD))
+        return mark(q_BLHK, "qkv"), mark(k_BLGK, "qkv"), mark(v_BLGK, "qkv")
 
     def _mix(
         self,
@@ -144,7 +147,8 @@ class Attention(nnx.Module):
             rate=self.dims.attention_dropout,
             key=key,
         )
-        return self.out(mixed_BLHK.reshape(*mixed_BLHK.shape[:2], -1))
+        mixed_BLE = mixed_BLHK.reshape(*mixed_BLHK.shape[:2], -1)
+        return self.out(mark(mixed_BLE, "attention_out"))
 
 
 class GatedBlock(nnx.Module):
@@ -189,4 +193,5 @@ class GatedBlock(nnx.Module):
 
     def _mlp(self, x_BLD: jax.Array) -> jax.Array:
         x_BLD = self.mlp_norm(x_BLD)
-        return self.down(ACTIVATIONS[self.activation](self.gate(x_BLD)) * self.up(x_BLD))
+        hidden_BLF = ACTIVATIONS[self.activation](self.gate(x_BLD)) * self.up(x_BLD)
+        return self.down(mark(hidden_BLF, "mlp_hidden"))

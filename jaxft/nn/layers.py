@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from jaxft.nn.partition import ANY, constrain
+from jaxft.nn.remat import Activation, Place
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -41,6 +42,8 @@ class Compute:
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["xla", "cudnn", "splash"] = "xla"
     activation_checkpointing: Literal["none", "full", "dots"] = "none"
+    kept_activations: tuple[tuple[Activation, Place], ...] = ()
+    """What "full" does not recompute, and where it waits."""
     unroll_layers: bool = False
     """Compile each layer of a stack by itself: faster steps on CPU, slower compilation."""
 
@@ -150,11 +153,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     threshold = round((1.0 - rate) * 2**32)
-    keep = _hash_indices(x.shape, key) < jnp.uint32(threshold)
+    keep = hash_indices(x.shape, key) < jnp.uint32(threshold)
     return jnp.where(keep, x * (2**32 / threshold), jnp.zeros_like(x))
 
 
-def _hash_indices(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+def hash_indices(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     """32 bits per element, uint32: an affine map of the index drawn from `key`, then a mixing hash.
 
     A tenth of the arithmetic of `jax.random.bits`, which was a tenth of a training step and a third

@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxft.nn.layers import Compute
 from jaxft.nn.partition import constrain_tokens
+from jaxft.nn.remat import mark, recomputed
 
 
 class Stack(nnx.Module):
@@ -45,12 +46,15 @@ class Stack(nnx.Module):
 
         def body(x_BLD: jax.Array, layer: tuple) -> tuple[jax.Array, jax.Array]:
             weights, key = layer
+            x_BLD = mark(x_BLD, "block_input")
             x_BLD = constrain_tokens(nnx.merge(graph, weights)(x_BLD, *args, key=key))
             return x_BLD, x_BLD
 
         layers = nnx.to_pure_dict(state), keys
-        body = _checkpoint(body, self.compute.activation_checkpointing)
-        return lax.scan(body, x_BLD, layers, unroll=self.compute.unroll_layers)
+        compute = self.compute
+        kept = dict(compute.kept_activations)
+        body = recomputed(body, compute.activation_checkpointing, kept)
+        return lax.scan(body, x_BLD, layers, unroll=compute.unroll_layers)
 
     def extend(self, x_BLD: jax.Array, *args: Any, memory: Any) -> tuple[jax.Array, Any]:
         """Through layers that remember: each gets its slice of `memory` (leaves [count, ...]) and
@@ -64,12 +68,3 @@ class Stack(nnx.Module):
             return layer.extend(x_BLD, *args, memory=memory)
 
         return lax.scan(body, x_BLD, (nnx.to_pure_dict(state), memory))
-
-
-def _checkpoint(body: Callable, mode: str) -> Callable:
-    """Recompute in the backward pass: nothing, all of a layer, or all but its matrix products."""
-    if mode == "none":
-        return body
-    policies = jax.checkpoint_policies
-    policy = {"full": policies.nothing_saveable, "dots": policies.dots_with_no_batch_dims_saveable}
-    return jax.checkpoint(body, prevent_cse=False, policy=policy[mode])

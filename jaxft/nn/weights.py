@@ -6,7 +6,7 @@ Every `nnx.Param` carries `axes`, `hf`, `kind` and, where the file stores `[out,
 rates and the FLOP count are derived from these and from nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -133,6 +133,11 @@ def unflatten(leaves: Mapping[Path, Any]) -> Tree:
             node = node.setdefault(part, {})
         node[path[-1]] = value
     return tree
+
+
+def part(tree: Mapping[str, Any], paths: Container[Path]) -> Tree:
+    """The nested dict of those leaves alone that lie at `paths`."""
+    return unflatten({path: leaf for path, leaf in flatten(tree) if path in paths})
 
 
 def map_weights(function: Callable[[Weight], Any], weights: Mapping[Path, Weight]) -> Tree:
