@@ -77,6 +77,8 @@ def test_splits_share_a_program_whatever_their_lengths(assembled):
             name: np.clip(draw.lognormal(mean, 0.7, 99).astype(int), 3, 256)
             for name, mean in {"validation": 2.5, "test": 3.3}.items()
         }
-        splits: Any = {name: SimpleNamespace(lengths=part) for name, part in lengths.items()}
+        splits: Any = {
+            name: SimpleNamespace(lengths=part, rows=None) for name, part in lengths.items()
+        }
         plans = Scorer(experiment, splits)._plans.values()
         assert len({(plan.shape, plan.widths) for plan in plans}) == 1
