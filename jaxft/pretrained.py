@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import SingleDeviceSharding
 
 from jaxft.errors import UserError
 from jaxft.folder import Checkpoint
@@ -207,7 +208,8 @@ def _put(
     placed = []
     for bounds, devices in owners.items():
         values = part([slice(*ends) for ends in bounds])
-        placed += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+        there = [SingleDeviceSharding(one, memory_kind=sharding.memory_kind) for one in devices]
+        placed += jax.block_until_ready([jax.device_put(values, place) for place in there])
     return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 

@@ -187,11 +187,11 @@ def test_inside_the_update_gradients_are_split_as_the_moments_are(train, stage):
     trained = train((1, 8, 1, 1), zero_stage=stage)
     optimizer, seen = trained.experiment.optimizer(UPDATES), {}
 
-    def update(grads: Any, *rest: Any) -> tuple:
+    def update(grads: Any, *rest: Any, **more: Any) -> tuple:
         for path, grad in jax.tree_util.tree_leaves_with_path(grads):
             note = partial(seen.__setitem__, (path, grad.shape))
             jax.debug.inspect_array_sharding(grad, callback=note)
-        return optimizer.update(grads, *rest)
+        return optimizer.update(grads, *rest, **more)
 
     step = trained.experiment.train_step(optimizer._replace(update=update))
     with jax.set_mesh(trained.experiment.mesh):
