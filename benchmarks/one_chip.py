@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,12 +51,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def sketch(
-    topology: str,
-    hf_config: Mapping[str, Any],
-    keys: Mapping[str, Any],
-    attention: Literal["splash", "xla"] = "splash",
-) -> Experiment:
+def sketch(topology: str, hf_config: Mapping[str, Any], keys: Mapping[str, Any]) -> Experiment:
     """An experiment on described devices: without data, tokenizer and weights."""
     one = ONE_CHIP if topology.endswith((":1x1", ":1x1x1")) else {}
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one)
@@ -72,7 +67,7 @@ def sketch(
     module = tasks.named("causal_lm")
     compute = Compute(
         "bfloat16",
-        attention,
+        "splash",
         config.model.activation_checkpointing,
         tuple(sorted(config.model.kept_activations.items())),
     )

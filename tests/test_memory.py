@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
     find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is missing"
 )
-LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH = 8, 256, 1024, 512, 8, 512
+LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH = 32, 256, 1024, 512, 4, 512
 TINY = {
     "vocab_size": VOCAB,
     "hidden_size": WIDTH,
@@ -24,16 +24,15 @@ TINY = {
     "num_key_value_heads": 2,
 }
 FULL = {"model.activation_checkpointing": "full"}
-HOST = {"optim.offload": True}
 CASES: dict[str, dict[str, Any]] = {
     "none": {},
-    "dots": {"model.activation_checkpointing": "dots"},
+    # What takes arguments and what takes temporaries are told apart, so one program shows both.
+    "dots, adafactor": {"model.activation_checkpointing": "dots", "optim.name": "adafactor"},
     "full": FULL,
-    "full, attention kept": FULL | {"model.kept_activations": {"attention_out": "device"}},
+    "full, attention kept, bfloat16 moments": FULL
+    | {"model.kept_activations": {"attention_out": "device"}, "optim.moments_dtype": "bfloat16"},
     "full, inputs on the host": FULL | {"model.kept_activations": {"block_input": "host"}},
-    "offload": FULL | HOST,
-    "bfloat16 moments": FULL | {"optim.moments_dtype": "bfloat16"},
-    "adafactor": FULL | {"optim.name": "adafactor"},
+    "offload": FULL | {"optim.offload": True},
 }
 COMPILE = """
 import json, sys
@@ -41,7 +40,7 @@ sys.path.insert(0, "benchmarks")
 import one_chip
 tiny, cases, shared = json.loads(sys.argv[1])
 for name, keys in cases.items():
-    sketch = one_chip.sketch("v5e:1x1", one_chip.LLAMA_3_8B | tiny, shared | keys, attention="xla")
+    sketch = one_chip.sketch("v5p:1x1x1", one_chip.LLAMA_3_8B | tiny, shared | keys)
     print(json.dumps([name, one_chip.sizes(sketch)]), flush=True)
 """
 TOKENS = ROWS * LENGTH
@@ -53,7 +52,7 @@ BFLOAT16, FLOAT32 = 2, 4
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, int]]:
-    """Of each case the compiler's figures, for a Llama of 8 layers on one chip."""
+    """Of each case the compiler's figures, for a small Llama on one chip."""
     shared = {"train.batch_size": ROWS, "data.max_length": LENGTH}
     environment = {
         **os.environ,
@@ -76,8 +75,8 @@ def found() -> dict[str, dict[str, int]]:
 def test_arguments_are_what_weights_and_moments_take(found):
     for name, each in {
         "full": 3 * FLOAT32,
-        "bfloat16 moments": FLOAT32 + 2 * BFLOAT16,
-        "adafactor": FLOAT32,
+        "full, attention kept, bfloat16 moments": FLOAT32 + 2 * BFLOAT16,
+        "dots, adafactor": FLOAT32,
     }.items():
         # Norms, batch, counts and adafactor's rows and columns beside them.
         assert found[name]["device_arguments"] == pytest.approx(each * WEIGHTS, rel=0.02), name
@@ -93,7 +92,9 @@ def test_weights_and_moments_in_host_memory_leave_a_bfloat16_copy_and_gradients(
 
 
 def test_checkpointing_saves_activations(found):
-    full, dots, none = (found[name]["device_temporaries"] for name in ("full", "dots", "none"))
+    full, dots, none = (
+        found[name]["device_temporaries"] for name in ("full", "dots, adafactor", "none")
+    )
     matmuls = TOKENS * (3 * WIDTH + WIDTH + 2 * MLP) * BFLOAT16 * LAYERS
     assert dots - full > 0.8 * matmuls
     assert none > dots
@@ -101,10 +102,15 @@ def test_checkpointing_saves_activations(found):
 
 def test_a_kept_activation_takes_its_place_where_it_is_kept(found):
     full, kept, host = (
-        found[name] for name in ("full", "full, attention kept", "full, inputs on the host")
+        found[name]
+        for name in (
+            "full",
+            "full, attention kept, bfloat16 moments",
+            "full, inputs on the host",
+        )
     )
     stack = TOKENS * WIDTH * BFLOAT16 * LAYERS
-    assert kept["device_temporaries"] - full["device_temporaries"] == pytest.approx(stack, rel=0.2)
+    assert kept["device_temporaries"] - full["device_temporaries"] > 0.6 * stack
     assert full["device_temporaries"] - host["device_temporaries"] > 0.6 * stack
     assert host["host_temporaries"] == pytest.approx(stack, rel=0.01)
     assert full["host_temporaries"] == 0
