@@ -3,7 +3,7 @@ what it needs.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path as FilePath
@@ -168,21 +168,22 @@ class Experiment:
 
 
 def assemble(
-    config: Config, say: Say
+    config: Config, say: Say, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Experiment, dict[str, Split], pretrained.Match | None]:
-    """A new run's parts, its tokenised splits, and which tensors serve which weights.
+    """A new run's parts, its tokenised splits, and which tensors serve which weights; on this
+    machine's devices unless others are given, which need not exist.
 
     Raises:
         UserError: whatever is wrong with model, data or mesh, before anything is written.
     """
     module = tasks.named(config.task.name)
-    mesh = make_mesh(vars(config.mesh))
+    mesh = make_mesh(vars(config.mesh), devices)
     source = open_source(config.model, say)
     models.family(source.config)
     rows = read_splits(module, config.data, config.seed, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
-    drawn = _draw(config, source.config, module, task, say)
+    drawn = _draw(config, source.config, module, task, mesh.devices.flat[0], say)
     _check_head(source, drawn, task, config.model.new_head)
     tokenizer = task.prepare(source.tokenizer)
     experiment = Experiment(config, module, task, drawn, tokenizer, mesh)
@@ -215,8 +216,8 @@ def reopen(
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
-    drawn = _draw(config, hf_config, module, restored, say)
     mesh = make_mesh({"data": -1})
+    drawn = _draw(config, hf_config, module, restored, mesh.devices.flat[0], say)
     return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
 
@@ -227,15 +228,20 @@ def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows], say: Say) 
 
 
 def _draw(
-    config: Config, hf_config: Mapping[str, Any], module: ModuleType, task: Any, say: Say
+    config: Config,
+    hf_config: Mapping[str, Any],
+    module: ModuleType,
+    task: Any,
+    device: jax.Device,
+    say: Say,
 ) -> Blueprint:
     model = config.model
     rates = ("dropout", "attention_dropout", "classifier_dropout")
-    dtype = choose_dtype(model.dtype, jax.devices()[0])
+    dtype = choose_dtype(model.dtype, device)
     compute = Compute(
         dtype,
         activation_checkpointing=model.activation_checkpointing,
-        unroll_layers=jax.default_backend() == "cpu",
+        unroll_layers=device.platform == "cpu",
     )
     drawn = Blueprint.draw(
         hf_config,
@@ -248,7 +254,7 @@ def _draw(
         model.attention,
         dtype,
         drawn.attention_dropout,
-        jax.devices()[0],
+        device,
         packed=config.data.packing != "none",
     )
     say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")

@@ -75,7 +75,14 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             "one may be -1 for the rest."
         )
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
+    try:
+        return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # JAX splits no side of a slice
+        given = ", ".join(f"mesh.{axis}={size}" for axis, size in wanted.items())
+        raise UserError(
+            f"{given} cannot be laid on the sides of this slice of {len(devices)} devices: a size "
+            "must be the product of some of its sides."
+        ) from error
 
 
 def check_divides(mesh: Mesh, *, heads: int, batch_size: int, micro_batches: int) -> None:
