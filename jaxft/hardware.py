@@ -6,6 +6,7 @@ import jax
 
 from jaxft.errors import UserError
 
+
 def choose_dtype(wanted: str, device: jax.Device) -> Any:
     """bfloat16 where the hardware multiplies it fast (TPU, GPU since Ampere), else float32."""
     if wanted != "auto":

@@ -29,17 +29,11 @@ _LARGE = {
 }
 
 
-def _decoder(
-    family: str, layers: int, width: int, mlp: int, heads: int, kv_heads: int, **more: Any
-) -> dict[str, Any]:
-    sizes = {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-    }
-    return {"model_type": family, **sizes, **more}
+def _decoder(family: str, sizes: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    """Sizes are layers, width, feed-forward width, heads and key-value heads."""
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
+    names += ("num_attention_heads", "num_key_value_heads")
+    return {"model_type": family, **dict(zip(names, sizes, strict=True)), **more}
 
 
 def _llama3(*sizes: int, factor: float, **more: Any) -> dict[str, Any]:
@@ -50,27 +44,43 @@ def _llama3(*sizes: int, factor: float, **more: Any) -> dict[str, Any]:
         "original_max_position_embeddings": 8192,
         "rope_type": "llama3",
     }
-    shared = {"vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
-    rope = {"rope_theta": 500000.0, "rope_scaling": scaling}
-    return _decoder("llama", *sizes, **shared, **rope, **more)
+    shared: dict[str, Any] = {
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+    }
+    rope: dict[str, Any] = {"rope_theta": 500000.0, "rope_scaling": scaling}
+    return _decoder("llama", sizes, **shared, **rope, **more)
 
 
 def _qwen2(*sizes: int, vocab: int = 151936, tied: bool = True) -> dict[str, Any]:
-    shared = {"max_position_embeddings": 32768, "rope_theta": 1e6}
-    return _decoder("qwen2", *sizes, vocab_size=vocab, tie_word_embeddings=tied, **shared)
+    shared: dict[str, Any] = {"max_position_embeddings": 32768, "rope_theta": 1e6}
+    return _decoder("qwen2", sizes, vocab_size=vocab, tie_word_embeddings=tied, **shared)
 
 
 def _qwen3(*sizes: int, tied: bool = True) -> dict[str, Any]:
-    shared = {"vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1e6}
-    return _decoder("qwen3", *sizes, head_dim=128, tie_word_embeddings=tied, **shared)
+    shared: dict[str, Any] = {
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1e6,
+    }
+    return _decoder("qwen3", sizes, head_dim=128, tie_word_embeddings=tied, **shared)
 
 
 def _gpt2(layers: int, width: int, heads: int) -> dict[str, Any]:
     return {"model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": heads}
 
 
-_LLAMA2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-_MISTRAL = {"vocab_size": 32768, "max_position_embeddings": 32768, "rope_theta": 1e6}
+_LLAMA2: dict[str, Any] = {
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+_MISTRAL: dict[str, Any] = {
+    "vocab_size": 32768,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+}
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "minilm": (
@@ -102,11 +112,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-xl": ("openai-community/gpt2-xl", _gpt2(48, 1600, 25)),
     "llama2-7b": (
         "meta-llama/Llama-2-7b-hf",
-        _decoder("llama", 32, 4096, 11008, 32, 32, **_LLAMA2),
+        _decoder("llama", (32, 4096, 11008, 32, 32), **_LLAMA2),
     ),
     "llama2-13b": (
         "meta-llama/Llama-2-13b-hf",
-        _decoder("llama", 40, 5120, 13824, 40, 40, **_LLAMA2),
+        _decoder("llama", (40, 5120, 13824, 40, 40), **_LLAMA2),
     ),
     "llama3-1b": (
         "meta-llama/Llama-3.2-1B",
@@ -120,7 +130,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-70b": ("meta-llama/Llama-3.1-70B", _llama3(80, 8192, 28672, 64, 8, factor=8.0)),
     "mistral-7b": (
         "mistralai/Mistral-7B-v0.3",
-        _decoder("mistral", 32, 4096, 14336, 32, 8, sliding_window=None, **_MISTRAL),
+        _decoder("mistral", (32, 4096, 14336, 32, 8), sliding_window=None, **_MISTRAL),
     ),
     "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", _qwen2(24, 896, 4864, 14, 2)),
     "qwen2.5-1.5b": ("Qwen/Qwen2.5-1.5B", _qwen2(28, 1536, 8960, 12, 2)),

@@ -124,15 +124,21 @@ def _reasons(case: Case) -> Iterator[Reason]:
             "what it saves, optimizer state, is small",
             HU,
         )
-    if case.bill is not None and case.budget is not None and case.bill > case.budget:
-        if case.bill * LORA_FLOPS <= case.budget:
-            yield Reason(
-                "adapter",
-                4,
-                f"the bill of {case.bill:,.2f} is over the budget of {case.budget:,.2f}; LoRA does "
-                "about two thirds of the operations",
-                SCHULMAN,
-            )
+    if _too_dear(case):
+        yield Reason(
+            "adapter",
+            4,
+            f"the bill of {case.bill:,.2f} is over the budget of {case.budget:,.2f}; LoRA does "
+            "about two thirds of the operations",
+            SCHULMAN,
+        )
+
+
+def _too_dear(case: Case) -> bool:
+    """Whether all weights cost more than there is, and an adapter would not."""
+    if case.bill is None or case.budget is None:
+        return False
+    return case.bill * LORA_FLOPS <= case.budget < case.bill
 
 
 def _objective(case: Case) -> Iterator[Reason]:
@@ -167,7 +173,10 @@ def _objective(case: Case) -> Iterator[Reason]:
         )
     elif case.parameters <= SMALL:
         yield Reason(
-            "full", 2, "BERT's published scores come from training all parameters end to end", DEVLIN
+            "full",
+            2,
+            "BERT's published scores come from training all parameters end to end",
+            DEVLIN,
         )
         if case.variants >= FEW:
             yield Reason(
@@ -179,7 +188,10 @@ def _objective(case: Case) -> Iterator[Reason]:
             )
     else:
         yield Reason(
-            "adapter", 1, "LoRA matched full fine-tuning on GLUE, at rank 8 and with fewer bytes", HU
+            "adapter",
+            1,
+            "LoRA matched full fine-tuning on GLUE, at rank 8 and with fewer bytes",
+            HU,
         )
 
 
@@ -189,8 +201,8 @@ def _capacity(case: Case) -> Iterator[Reason]:
     room = adapter_parameters(case) * BITS_PER_PARAMETER
     needed = case.learnt_tokens * BITS_PER_TOKEN
     said = (
-        f"{case.learnt_tokens:,.3g} tokens hold about {needed:,.2g} bits; an adapter of rank {RANK} "
-        f"has room for {room:,.2g} (2 bits a parameter)"
+        f"{case.learnt_tokens / 1e6:,.1f} M tokens hold about {needed / 1e6:,.1f} M bits that are "
+        f"new; an adapter of rank {RANK} has room for {room / 1e6:,.0f} M (2 bits a parameter)"
     )
     if needed > room:
         yield Reason("full", 2, f"{said}: too little", f"{SCHULMAN}; {ALLEN_ZHU}")

@@ -72,7 +72,7 @@ class Estimator:
         experiment, config = sketch.experiment, sketch.config
         params, moments, host = self._state(sketch)
         summed = params if config.train.gradient_accumulation_steps > 1 else 0
-        rows = sketch.rows / config.train.gradient_accumulation_steps / experiment.row_shards
+        rows = _rows(sketch)
         mode, tensor = config.model.activation_checkpointing, experiment.mesh.shape["tensor"]
         activations = rows * self._activations(mode, tensor)
         recomputed = 0.0
@@ -99,13 +99,17 @@ class Estimator:
         )
 
     def evaluation(self, sketch: Sketch) -> int:
-        """About the peak of an evaluation: no gradients, no moments, one layer's activations."""
-        experiment = sketch.experiment
+        """About the peak of an evaluation: no gradients, no moments, one layer at work."""
         params, _, _ = self._state(sketch)
-        rows = sketch.evaluation_rows / experiment.row_shards
-        layer = rows * self._activations("none", experiment.mesh.shape["tensor"]) / self._layers
-        words = self._vocabulary(sketch)["loss"] / 2
-        return round(params + layer + self._copies(sketch, params) + words)
+        rows = sketch.evaluation_rows / sketch.experiment.row_shards
+        tensor = sketch.experiment.mesh.shape["tensor"]
+        layer = rows * self._activations("none", tensor) / self._layers
+        words = self._table(sketch) * self._itemsize
+        for head in self._heads:
+            words += 0 if head.tied else head.size * self._itemsize
+            words += self._logits(sketch, head, rows)
+        copies = self._copies(sketch, params)
+        return round(params + copies + max(words, self._whole_layers(sketch) + layer / 2))
 
     @cached_property
     def _layers(self) -> int:
@@ -134,7 +138,11 @@ class Estimator:
         whole = self._width
         return sum(
             kept.bytes_per_row
-            / (1 if not kept.shape or kept.shape[-1] == whole or kept.shape[-1] % tensor else tensor)
+            / (
+                1
+                if not kept.shape or kept.shape[-1] == whole or kept.shape[-1] % tensor
+                else tensor
+            )
             for kept in self._kept[mode]
         )
 
@@ -160,6 +168,7 @@ class Estimator:
         params = {
             path: jax.ShapeDtypeStruct(w.shape, jnp.float32) for path, w in drawn.weights.items()
         }
+
         def pull(params: Any, batch: Any, key: jax.Array) -> Any:
             def loss(params: Any) -> jax.Array:
                 return self._task.loss(drawn.merge(params), batch, key)[0]
@@ -199,16 +208,36 @@ class Estimator:
 
     def _vocabulary(self, sketch: Sketch) -> dict[str, float]:
         """Bytes while the loss is computed, and while the word vectors' gradient is."""
-        mesh, shards = sketch.experiment.mesh.shape, sketch.experiment.row_shards
-        words = [w for w in self._drawn.weights.values() if _is_table(w)]
-        heads = [w for w in self._drawn.weights.values() if w.tied or _is_vocabulary_head(w)]
-        table = sum(w.size for w in words) if mesh["fsdp"] > 1 else 0
-        loss = float(table * self._itemsize)
-        for head in heads:
-            # In the dtype of the computation, its gradient in float32, and that as it is summed.
-            loss += head.size * (self._itemsize + 4 + (self._itemsize if shards > 1 else 0))
-            loss += LOGITS_BYTES * LOGITS_COPIES
+        table, item = self._table(sketch), self._itemsize
+        loss = float(table * item)
+        for head in self._heads:
+            # In the dtype of the computation (the word vectors are that already), its gradient in
+            # float32, and that as it is summed.
+            loss += head.size * ((0 if head.tied and table else item) + 4)
+            loss += head.size * item if sketch.experiment.row_shards > 1 else 0
+            loss += LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
         return {"loss": loss, "words": 4.0 * table}
+
+    @property
+    def _heads(self) -> list[Weight]:
+        """The matrix that gives logits over the vocabulary, where there is one."""
+        return [w for w in self._drawn.weights.values() if w.tied or _is_vocabulary_head(w)]
+
+    def _table(self, sketch: Sketch) -> int:
+        """The word vectors that a device gathers."""
+        if sketch.experiment.mesh.shape["fsdp"] == 1:
+            return 0
+        return sum(w.size for w in self._drawn.weights.values() if _is_table(w))
+
+    def _logits(self, sketch: Sketch, head: Weight, rows: float) -> float:
+        """One chunk in float32."""
+        return min(LOGITS_BYTES, 4 * rows * sketch.width * head.size / self._width)
+
+
+def _rows(sketch: Sketch) -> float:
+    """Of a micro-batch, on one device."""
+    micro_batches = sketch.config.train.gradient_accumulation_steps
+    return sketch.rows / micro_batches / sketch.experiment.row_shards
 
 
 def _is_table(weight: Weight) -> bool:

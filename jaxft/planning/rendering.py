@@ -102,11 +102,12 @@ def _model(report: Report) -> Iterator[tuple[str, str]]:
     parts = ", ".join(f"{k} {_count(n)}" for k, n in parameters.items() if n and k != "total")
     compute = report.sketch.experiment.drawn.compute
     mesh = report.sketch.experiment.mesh
-    split = ", ".join(f"{axis}={n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
     held = report.estimate.parameters // 4
+    split = ", ".join(f"{axis}={n}" for axis, n in mesh.shape.items() if n > 1)
+    split += f": a device holds {_count(held)} parameters ({held / parameters['total']:.1%})"
     mode = report.config.model.activation_checkpointing
     yield "parameters", f"{_count(parameters['total'])} ({parts})"
-    yield "mesh", f"{split}: a device holds {_count(held)} parameters ({held / parameters['total']:.1%})"
+    yield "mesh", split if mesh.size > 1 else "one device holds everything"
     yield "computation", f"{compute.dtype}, attention {compute.attention}, checkpointing {mode}"
 
 
@@ -116,8 +117,10 @@ def _memory(report: Report) -> Iterator[tuple[str, str]]:
     yield "gradients", f"{_gb(footprint.gradients):>7} GB"
     yield "optimizer", f"{_gb(footprint.optimizer):>7} GB  {report.config.optim.name}"
     yield "activations", f"{_gb(footprint.activations):>7} GB"
-    yield "logits", f"{_gb(footprint.vocabulary):>7} GB  with whole word vectors and head"
-    yield "workspace", f"{_gb(footprint.workspace):>7} GB"
+    if footprint.vocabulary:
+        yield "logits", f"{_gb(footprint.vocabulary):>7} GB  with whole word vectors and head"
+    if footprint.workspace:
+        yield "workspace", f"{_gb(footprint.workspace):>7} GB  copies of weights, recomputed layers"
     if footprint.host:
         yield "host", f"{_gb(footprint.host):>7} GB  in the host's memory"
     scoring = f"evaluation {_gb(report.estimated_evaluation_bytes)} GB"
@@ -154,7 +157,10 @@ def _update(report: Report) -> Iterator[tuple[str, str]]:
             )
         )
         yield "at best", f"{_seconds(roof.step_s)}, limited by {roof.limit} ({limits})"
-        yield "MFU", f"at most {roof.mfu:.0%}; {min(report.questions.mfu, roof.mfu):.0%} is expected"
+        yield (
+            "MFU",
+            f"at most {roof.mfu:.0%}; {min(report.questions.mfu, roof.mfu):.0%} is expected",
+        )
     if report.compile_s is not None:
         yield "compilation", f"{_seconds(report.compile_s)} on this machine"
 
@@ -180,9 +186,12 @@ def _run(report: Report) -> Iterator[tuple[str, str]]:
     else:
         cut, examples = data["truncated"], data["examples"]
         share = f"{cut:,} ({cut / examples:.1%})" if cut else "none"
-        yield "data", (
-            f"{examples:,} examples, {data['tokens']:,} tokens; {share} cut to "
-            f"data.max_length={report.config.data.max_length}"
+        yield (
+            "data",
+            (
+                f"{examples:,} examples, {data['tokens']:,} tokens; {share} cut to "
+                f"data.max_length={report.config.data.max_length}"
+            ),
         )
     yield "updates", f"{steps:,}" if steps is not None else "unknown; the rest is for 1000"
     curve = sparkline(report.learning_rates)
@@ -245,4 +254,3 @@ def _seconds(s: float) -> str:
         if s >= 2 * size or unit == "s":
             return f"{s / size:.3g} {unit}" if s >= 1 else f"{1000 * s:.3g} ms"
     raise AssertionError
-

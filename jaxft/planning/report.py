@@ -133,7 +133,9 @@ class Report:
     def step_s(self) -> float | None:
         """Expected, at the share of the peak that was asked for or that is possible."""
         roof = self.roofline
-        return roof and roof.flops / (min(self.questions.mfu, roof.mfu) * roof.peak_flops)
+        if roof is None:
+            return None
+        return roof.flops / (min(self.questions.mfu, roof.mfu) * roof.peak_flops)
 
     @property
     def run_hours(self) -> float | None:
@@ -149,10 +151,10 @@ class Report:
     @property
     def parameters(self) -> dict[str, int]:
         """By part of the model, with their sum."""
-        parts = {"embeddings": 0, "layers": 0, "heads": 0, "other": 0}
+        parts = {"embeddings": 0, "layers": 0, "heads": 0, "rest": 0}
         for weight in self.sketch.experiment.drawn.weights.values():
             part = "layers" if weight.stacked else weight.path[0]
-            parts[part if part in parts else "other"] += weight.size
+            parts[part if part in parts else "rest"] += weight.size
         return {**parts, "total": sum(parts.values())}
 
     @property
@@ -279,9 +281,7 @@ def _try(report: Report, estimate: Estimator, say: Say) -> tuple[Tried, ...]:
             say(f"Compiling with {' '.join(one.flags)}")
             program = compile_update(one.sketch)
             say(f"  {program.compile_s:.0f} s{': does not fit either' if program.refused else ''}")
-        if program is None or (
-            not program.refused and program.needed_bytes <= report.hbm_bytes
-        ):
+        if program is None or (not program.refused and program.needed_bytes <= report.hbm_bytes):
             found.append(Tried(one, program))
         if len(found) == WANTED or count == TRIED:
             break

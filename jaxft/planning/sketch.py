@@ -112,9 +112,7 @@ class _Shaped:
     shape: tuple[int, int]
 
 
-def sketch(
-    config: Config, devices: Sequence[Any], say: Say, examples: int | None = None
-) -> Sketch:
+def sketch(config: Config, devices: Sequence[Any], say: Say, examples: int | None = None) -> Sketch:
     """The run of `config` on these devices; nothing is downloaded. `examples` takes the place of
     what the data hold.
 
@@ -135,11 +133,11 @@ def sketch(
         module = tasks.named(config.task.name)
         examples = len(read_splits(module, data, config.seed, _quiet)["train"].dataset)
     with tempfile.TemporaryDirectory() as folder:
-        rows = FilePath(folder) / "rows.jsonl"
-        rows.write_text("".join(json.dumps(row) + "\n" for row in STAND_IN))
+        file = FilePath(folder) / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in STAND_IN))
         stand_in = Data(
-            train=str(rows),
-            validation=str(rows),
+            train=str(file),
+            validation=str(file),
             max_length=config.data.max_length,
             packing=config.data.packing,
             cache_dir=folder,
