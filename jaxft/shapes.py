@@ -28,12 +28,18 @@ _LARGE = {
     "intermediate_size": 4096,
 }
 
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
 
 def _decoder(family: str, sizes: tuple[int, ...], **more: Any) -> dict[str, Any]:
     """Sizes are layers, width, feed-forward width, heads and key-value heads."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
-    names += ("num_attention_heads", "num_key_value_heads")
-    return {"model_type": family, **dict(zip(names, sizes, strict=True)), **more}
+    return {"model_type": family, **dict(zip(_SIZES, sizes, strict=True)), **more}
 
 
 def _llama3(*sizes: int, factor: float, **more: Any) -> dict[str, Any]:

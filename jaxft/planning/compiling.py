@@ -25,7 +25,8 @@ class Program:
     temporaries_bytes: int
     host_bytes: int
     compile_s: float
-    collectives: tuple[Collective, ...] = ()
+    collectives: tuple[Collective, ...] | None = None
+    """None where they could not be read, or there is no program."""
     refused: str = ""
     """Why there is no program."""
 
@@ -69,6 +70,10 @@ def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Progr
     memory = compiled.memory_analysis()
     apart = memory.output_size_in_bytes - memory.alias_size_in_bytes
     together = memory.argument_size_in_bytes + memory.temp_size_in_bytes + apart
+    try:
+        found = tuple(collectives(compiled.as_text()))
+    except ValueError:  # an HLO that is written in a way the parser has not seen
+        found = None
     # The CPU's compiler calls the arguments alone its peak; its buffers do not share memory.
     on_tpu = sketch.experiment.mesh.devices.flat[0].platform == "tpu"
     return Program(
@@ -77,5 +82,5 @@ def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Progr
         temporaries_bytes=memory.temp_size_in_bytes,
         host_bytes=memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
         compile_s=took_s,
-        collectives=tuple(collectives(compiled.as_text())),
+        collectives=found,
     )

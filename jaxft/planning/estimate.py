@@ -104,7 +104,7 @@ class Estimator:
         rows = sketch.evaluation_rows / sketch.experiment.row_shards
         tensor = sketch.experiment.mesh.shape["tensor"]
         layer = rows * self._activations("none", tensor) / self._layers
-        words = self._table(sketch) * self._itemsize
+        words = float(self._table(sketch) * self._itemsize)
         for head in self._heads:
             words += 0 if head.tied else head.size * self._itemsize
             words += self._logits(sketch, head, rows)

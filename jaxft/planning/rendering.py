@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from jaxft.planning.report import Report, Tried
+from jaxft.planning.report import Report
+from jaxft.planning.trials import Tried
 
 LEVELS = "▁▂▃▄▅▆▇█"
 LABEL = 13

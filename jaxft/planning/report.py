@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxft.config import Config
 from jaxft.errors import UserError
-from jaxft.planning import suggestions
 from jaxft.planning.advice import Advice, Case, Objective, advise
 from jaxft.planning.collectives import by_kind
 from jaxft.planning.compiling import Program, compile_evaluation, compile_update
@@ -18,14 +17,11 @@ from jaxft.planning.estimate import Estimator, Footprint
 from jaxft.planning.places import Place
 from jaxft.planning.roofline import Roofline, flops_per_step, roofline, sent_bytes
 from jaxft.planning.sketch import Sketch, sketch
-from jaxft.planning.suggestions import FILLED, Suggestion
+from jaxft.planning.suggestions import FILLED
+from jaxft.planning.trials import Tried, try_out
 from jaxft.schedules import make_schedule
 
 Say = Callable[[str], None]
-WANTED = 3
-"""Suggestions."""
-TRIED = 6
-"""Suggestions that are compiled at most, to find that many that fit."""
 CURVE = 48
 """Points of the learning rate's curve."""
 
@@ -43,26 +39,6 @@ class Questions:
     objective: Objective | None = None
     mfu: float = 0.4
     """Share of the peak that the run is expected to reach."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """A suggestion and what the compiler says of it."""
-
-    suggestion: Suggestion
-    program: Program | None
-
-    def to_json(self) -> dict[str, Any]:
-        one, program = self.suggestion, self.program
-        return {
-            "flags": one.flags,
-            "changes": one.changes,
-            "estimated_peak_bytes_per_device": one.footprint.peak,
-            "peak_bytes_per_device": program.needed_bytes if program else one.footprint.peak,
-            "compiled": program is not None,
-            "compile_s": program.compile_s if program else None,
-            "step_s_at_best": one.step_s,
-        }
 
 
 @dataclass(frozen=True)
@@ -112,7 +88,7 @@ class Report:
     @property
     def sent(self) -> dict[str, dict[str, float]] | None:
         """Collectives of the compiled update, by kind."""
-        if self.update is None or self.update.refused:
+        if self.update is None or self.update.collectives is None:
             return None
         return by_kind(self.update.collectives)
 
@@ -267,25 +243,9 @@ def make(config: Config, place: Place, say: Say, questions: Questions = Question
     if isinstance(config.model.config, Mapping):
         name = f"a {config.model.config['model_type']} from scratch"
     plain = Report(name, place, drawn, questions, footprint, scoring, update, evaluation)
-    tried = () if plain.fits else _try(plain, estimate, say)
+    tried = () if plain.fits else try_out(drawn, place, estimate, say)
     made = Report(name, place, drawn, questions, footprint, scoring, update, evaluation, tried)
     return Report(**{**vars(made), "advice": advise(_case(made))})
-
-
-def _try(report: Report, estimate: Estimator, say: Say) -> tuple[Tried, ...]:
-    """The nearest changes that fit; by the compiler too, where there is one."""
-    found: list[Tried] = []
-    for count, one in enumerate(suggestions.suggest(report.sketch, report.place, estimate), 1):
-        program = None
-        if report.place.compiles:
-            say(f"Compiling with {' '.join(one.flags)}")
-            program = compile_update(one.sketch)
-            say(f"  {program.compile_s:.0f} s{': does not fit either' if program.refused else ''}")
-        if program is None or (not program.refused and program.needed_bytes <= report.hbm_bytes):
-            found.append(Tried(one, program))
-        if len(found) == WANTED or count == TRIED:
-            break
-    return tuple(found)
 
 
 def _case(report: Report) -> Case:
