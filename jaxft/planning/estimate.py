@@ -20,8 +20,10 @@ from jaxft.planning.sketch import Sketch
 
 ON_DEVICE = (None, "device")
 """Memory kinds that count; the others are the host's."""
-LOGITS_COPIES = 2.5
-"""A chunk's logits, their softmax, and its gradient in the dtype of the computation."""
+LOGITS_COPIES = 0.75
+"""Of a chunk's float32 logits: compilers fuse the softmax, and keep its gradient in bfloat16."""
+RECOMPUTED_AT_ONCE = 0.5
+"""Share of a layer's activations that is there at once while they are recomputed."""
 LAYERS_IN_FLIGHT = 2
 """Layers whose whole weights a device holds: one at work, the next on its way."""
 
@@ -77,14 +79,15 @@ class Estimator:
         activations = rows * self._activations(mode, tensor)
         recomputed = 0.0
         if mode != "none":
-            recomputed = rows * self._activations("none", tensor) / self._layers
+            layer = rows * self._activations("none", tensor) / self._layers
+            recomputed = RECOMPUTED_AT_ONCE * layer
         vocabulary = self._vocabulary(sketch)
         copies = self._copies(sketch, params)
         in_flight = self._whole_layers(sketch)
         fixed = params + moments + summed
         phases = {
             "loss": activations + copies + vocabulary["loss"],
-            "layers": params + activations + copies + in_flight + recomputed,
+            "layers": params + activations + copies + in_flight + recomputed + vocabulary["layers"],
             "words": params + vocabulary["words"],
         }
         return Footprint(
@@ -104,10 +107,8 @@ class Estimator:
         rows = sketch.evaluation_rows / sketch.experiment.row_shards
         tensor = sketch.experiment.mesh.shape["tensor"]
         layer = rows * self._activations("none", tensor) / self._layers
-        words = float(self._table(sketch) * self._itemsize)
-        for head in self._heads:
-            words += 0 if head.tied else head.size * self._itemsize
-            words += self._logits(sketch, head, rows)
+        words = self._words(sketch)
+        words += sum(self._logits(sketch, head, rows) for head in self._heads)
         copies = self._copies(sketch, params)
         return round(params + copies + max(words, self._whole_layers(sketch) + layer / 2))
 
@@ -207,16 +208,23 @@ class Estimator:
         return layer * (LAYERS_IN_FLIGHT + 1) * self._itemsize
 
     def _vocabulary(self, sketch: Sketch) -> dict[str, float]:
-        """Bytes while the loss is computed, and while the word vectors' gradient is."""
-        table, item = self._table(sketch), self._itemsize
-        loss = float(table * item)
+        """Bytes while the loss, the layers' gradients and the word vectors' are computed."""
+        whole = self._words(sketch)
+        loss = whole
         for head in self._heads:
-            # In the dtype of the computation (the word vectors are that already), its gradient in
-            # float32, and that as it is summed.
-            loss += head.size * ((0 if head.tied and table else item) + 4)
-            loss += head.size * item if sketch.experiment.row_shards > 1 else 0
+            # Its gradient in float32, and that in the dtype of the computation as it is summed.
+            loss += head.size * 4
+            loss += head.size * self._itemsize if sketch.experiment.row_shards > 1 else 0
             loss += LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
-        return {"loss": loss, "words": 4.0 * table}
+        # Micro-batches share the gathered words and head, which stay while they run.
+        shared = whole if sketch.config.train.gradient_accumulation_steps > 1 else 0.0
+        return {"loss": loss, "layers": shared, "words": 4.0 * self._table(sketch)}
+
+    def _words(self, sketch: Sketch) -> float:
+        """Word vectors and head, whole and in the dtype of the computation."""
+        table = self._table(sketch)
+        heads = sum(head.size for head in self._heads if not (head.tied and table))
+        return float((table + heads) * self._itemsize)
 
     @property
     def _heads(self) -> list[Weight]:

@@ -141,8 +141,10 @@ def _meshes(sketch: Sketch) -> list[tuple[float, dict[str, Any]]]:
         if sketch.experiment.drawn.dims.heads % wanted["tensor"]:
             continue
         cost = sum(c for axis, c in MESH_COSTS.items() if wanted[axis] != shape[axis])
-        found.append((cost, {f"mesh.{axis}": n for axis, n in wanted.items()}))
-    # Of equal distance, the one with the fewest parts of a layer, then the most of the weights.
+        given = vars(sketch.config.mesh)
+        changes = {f"mesh.{axis}": n for axis, n in wanted.items() if given[axis] != n}
+        found.append((cost, changes))
+    # Of equal distance, the one that splits the weights the most.
     return sorted(found, key=lambda one: (one[0], -one[1].get("mesh.fsdp", 0)))
 
 
