@@ -49,6 +49,8 @@ class Case:
     """Whether all weights can be trained on this hardware, as asked or with a change."""
     learnt_tokens: float | None
     """That the run learns from, over one pass; None where nobody knows."""
+    tokens_are_counted: bool
+    """Otherwise they are what full rows would hold, and may be far fewer."""
     bill: float | None
     budget: float | None
     """Both in the currency of the price."""
@@ -200,11 +202,14 @@ def _capacity(case: Case) -> Iterator[Reason]:
         return
     room = adapter_parameters(case) * BITS_PER_PARAMETER
     needed = case.learnt_tokens * BITS_PER_TOKEN
+    most = "" if case.tokens_are_counted else "at most "
     said = (
-        f"{case.learnt_tokens / 1e6:,.1f} M tokens hold about {needed / 1e6:,.1f} M bits that are "
-        f"new; an adapter of rank {RANK} has room for {room / 1e6:,.0f} M (2 bits a parameter)"
+        f"{most}{case.learnt_tokens / 1e6:,.1f} M tokens hold about {needed / 1e6:,.1f} M bits "
+        f"that are new; an adapter of rank {RANK} has room for {room / 1e6:,.0f} M (2 bits a "
+        "parameter)"
     )
     if needed > room:
-        yield Reason("full", 2, f"{said}: too little", f"{SCHULMAN}; {ALLEN_ZHU}")
+        weight = 2 if case.tokens_are_counted else 1
+        yield Reason("full", weight, f"{said}: too little", f"{SCHULMAN}; {ALLEN_ZHU}")
     elif case.objective == "instruct":
         yield Reason("adapter", 0.5, f"{said}: enough", f"{SCHULMAN}; {ALLEN_ZHU}")

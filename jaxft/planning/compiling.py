@@ -2,11 +2,14 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from jaxft.planning.collectives import Collective, collectives
 from jaxft.planning.sketch import Sketch
@@ -56,8 +59,10 @@ def compile_evaluation(sketch: Sketch) -> Program:
 
 def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Program:
     began_s = time.perf_counter()
+    mesh = sketch.experiment.mesh
+    cached = mesh.devices.flat[0] in jax.devices()
     try:
-        with jax.set_mesh(sketch.experiment.mesh):
+        with jax.set_mesh(mesh), nullcontext() if cached else _uncached():
             compiled: Any = step.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -75,7 +80,7 @@ def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Progr
     except ValueError:  # an HLO that is written in a way the parser has not seen
         found = None
     # The CPU's compiler calls the arguments alone its peak; its buffers do not share memory.
-    on_tpu = sketch.experiment.mesh.devices.flat[0].platform == "tpu"
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
     return Program(
         peak_bytes=memory.peak_memory_in_bytes if on_tpu else together,
         arguments_bytes=memory.argument_size_in_bytes,
@@ -84,3 +89,19 @@ def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Progr
         compile_s=took_s,
         collectives=found,
     )
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Without JAX's compilation cache, which takes programs for devices that are not here and then
+    cannot read them.
+    """
+    name = "jax_enable_compilation_cache"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+        reset_cache()

@@ -252,7 +252,8 @@ def _case(report: Report) -> Case:
     """What the advice depends on."""
     config, weights = report.config, report.sketch.experiment.drawn.weights.values()
     tokens, examples = report.data.get("tokens"), report.sketch.examples
-    if tokens is None and examples is not None:
+    counted = tokens is not None
+    if not counted and examples is not None:
         tokens = examples * config.data.max_length
     kernels = [w.shape for w in weights if w.stacked and w.kind == "kernel" and len(w.shape) == 3]
     return Case(
@@ -262,6 +263,7 @@ def _case(report: Report) -> Case:
         variants=report.questions.variants,
         fits=report.fits or bool(report.tried),
         learnt_tokens=tokens,
+        tokens_are_counted=counted,
         bill=report.bill,
         budget=report.questions.budget,
     )

@@ -8,7 +8,7 @@ import pytest
 from jaxft.planning.advice import MANY, RANK, Case, adapter_parameters, advise
 
 LINEAR = ((32, 4096, 4096), (32, 4096, 14336))
-CASE = Case("instruct", 8_000_000_000, LINEAR, 1, True, 1e6, None, None)
+CASE = Case("instruct", 8_000_000_000, LINEAR, 1, True, 1e6, True, None, None)
 
 
 def choice(**changes: Any) -> str:
@@ -25,6 +25,7 @@ def choice(**changes: Any) -> str:
         ({"objective": "domain", "bill": 1400.0, "budget": 1000.0}, "adapter"),
         ({"objective": "domain", "bill": 9000.0, "budget": 1000.0}, "full"),
         ({"learnt_tokens": 1e12}, "full"),
+        ({"learnt_tokens": 1e12, "tokens_are_counted": False}, "either"),
         ({"objective": "reinforce"}, "adapter"),
         ({"objective": "classify", "parameters": 110_000_000}, "full"),
         ({"objective": "classify", "parameters": 110_000_000, "variants": 20}, "adapter"),

@@ -1,13 +1,20 @@
 """Estimated bytes against the compiler's, on eight CPU devices and for a TPU slice."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from plans import TINY_LLAMA, config, sketched
 
 from jaxft import plan
+from jaxft.planning import compiling, places
 from jaxft.planning.compiling import compile_update
 from jaxft.planning.estimate import Estimator
+from jaxft.sharding import make_mesh
 
 SPLITS = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 ON_TPU = 0.15
@@ -109,3 +116,20 @@ def test_an_update_on_a_tpu_sends_the_layers_in_loops_and_nothing_all_to_all(com
     outside = [c for c in compiled.update.collectives if not c.in_loop and c.kind == "all-gather"]
     largest = max((c.bytes for c in outside), default=0)
     assert largest <= 4 * MIDDLE["vocab_size"] * MIDDLE["hidden_size"], "no stack is gathered whole"
+
+
+@needs_libtpu
+def test_a_program_that_the_compiler_refuses_says_how_much_it_would_need():
+    place = places.find("v5e:2x2")
+    mesh = make_mesh({"data": -1}, place.devices)
+    sketch: Any = SimpleNamespace(experiment=SimpleNamespace(mesh=mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+    large = jax.ShapeDtypeStruct((20, 2**30), jnp.uint8, sharding=whole)
+    refused = compiling._compile(sketch, jax.jit(lambda x: x + 1), large)
+    assert refused.refused.startswith("RESOURCE_EXHAUSTED")
+    assert refused.peak_bytes >= 20 * 2**30 > place.hbm_bytes
+    small = jax.ShapeDtypeStruct((1, 2**30), jnp.uint8, sharding=whole)
+    for _ in range(2):  # the second time, JAX's cache would hold what it cannot read
+        fits = compiling._compile(sketch, jax.jit(lambda x: x + 1), small)
+        assert not fits.refused
+        assert 2**30 <= fits.needed_bytes < place.hbm_bytes
