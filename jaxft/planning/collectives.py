@@ -7,7 +7,7 @@ where it starts.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil, prod
 
@@ -147,35 +147,33 @@ class _Program:
         }
 
     def walk(self) -> Iterator[Collective]:
-        yield from self._of(self.computations[self.entry], 1, False)
+        yield from self._of(self.computations[self.entry], False)
 
-    def _of(self, here: _Computation, count: int, in_loop: bool) -> Iterator[Collective]:
+    def _of(self, here: _Computation, in_loop: bool) -> Iterator[Collective]:
+        """What one run of a computation does."""
         for one in here.instructions.values():
             kind = one.opcode.removesuffix("-start")
             if one.opcode == "while":
                 body = self.computations[one.attribute("body")]
-                inside = list(self._of(body, 1, True))
+                inside = list(self._of(body, True))
                 trips = self._trips(one, here) if inside else 0
-                for c in inside:
-                    yield Collective(
-                        c.kind, c.bytes, c.count * trips * count, True, c.devices, c.source
-                    )
+                yield from (replace(c, count=c.count * trips) for c in inside)
             elif kind in KINDS:
                 # Later steps of an asynchronous collective repeat it, in computations of their own.
                 if _channel(one) not in self.started or _starts(here):
-                    yield self._collective(kind, one, here, count, in_loop)
+                    yield self._collective(kind, one, here, in_loop)
             elif not one.opcode.endswith(("-done", "-update")):
                 for name in one.called:
-                    yield from self._of(self.computations[name], count, in_loop)
+                    yield from self._of(self.computations[name], in_loop)
 
     def _collective(
-        self, kind: str, one: _Instruction, here: _Computation, count: int, in_loop: bool
+        self, kind: str, one: _Instruction, here: _Computation, in_loop: bool
     ) -> Collective:
         devices = _group_size(one.attributes, self.devices)
         size = sum(_bytes(here.instructions[name].shape) for name in one.operands)
         size *= devices if kind == "all-gather" else 1
         source = re.search(r'op_name="([^"]*)"', one.attributes)
-        return Collective(kind, size, count, in_loop, devices, source[1] if source else "")
+        return Collective(kind, size, 1, in_loop, devices, source[1] if source else "")
 
     def _trips(self, loop: _Instruction, here: _Computation) -> int:
         known = _TRIPS.search(loop.attributes)

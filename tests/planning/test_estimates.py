@@ -118,8 +118,18 @@ def test_an_update_on_a_tpu_sends_the_layers_in_loops_and_nothing_all_to_all(com
     assert largest <= 4 * MIDDLE["vocab_size"] * MIDDLE["hidden_size"], "no stack is gathered whole"
 
 
+@pytest.fixture
+def eager_cache():
+    """JAX's compilation cache takes every program."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 0)
+    yield
+    jax.config.update(name, before)
+
+
 @needs_libtpu
-def test_a_program_that_the_compiler_refuses_says_how_much_it_would_need():
+def test_a_program_that_the_compiler_refuses_says_how_much_it_would_need(eager_cache):
     place = places.find("v5e:2x2")
     mesh = make_mesh({"data": -1}, place.devices)
     sketch: Any = SimpleNamespace(experiment=SimpleNamespace(mesh=mesh))
