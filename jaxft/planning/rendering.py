@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxft.planning.report import Report
+from jaxft.planning.roofline import flops_per_step
 from jaxft.planning.trials import Tried
 
 LEVELS = "▁▂▃▄▅▆▇█"
@@ -128,11 +129,13 @@ def _memory(report: Report) -> Iterator[tuple[str, str]]:
     yield "estimate", f"{_gb(footprint.peak):>7} GB  at the worst moment; {scoring}"
     for name, program in (("update", report.update), ("evaluation", report.evaluation)):
         if program is not None and program.refused:
-            yield f"{name}", f"{_gb(program.peak_bytes):>7} GB  refused by the compiler"
+            yield name, f"{_gb(program.peak_bytes):>7} GB  refused by the compiler"
         elif program is not None:
-            both = _gb(program.arguments_bytes + program.temporaries_bytes)
-            said = f"arguments + temporaries {both} GB"
-            yield f"{name}", f"{_gb(program.peak_bytes):>7} GB  the compiler's peak; {said}"
+            both = program.arguments_bytes + program.temporaries_bytes
+            said = f"the compiler's peak; arguments + temporaries are {_gb(both)} GB"
+            if report.place.devices[0].platform != "tpu":
+                said = "the compiler's arguments, temporaries and results"
+            yield name, f"{_gb(program.peak_bytes):>7} GB  {said}"
 
 
 def _update(report: Report) -> Iterator[tuple[str, str]]:
@@ -140,9 +143,8 @@ def _update(report: Report) -> Iterator[tuple[str, str]]:
     micro = train.gradient_accumulation_steps
     again = f" in {micro} micro-batches" if micro > 1 else ""
     full = f", {data['full']:.0%} full" if "full" in data else ""
-    flops = report.to_json()["flops_per_step"]
     yield "batch", f"{data['rows']} rows of {data['width']} tokens{again}{full}"
-    yield "operations", f"{flops:.3g}"
+    yield "operations", f"{flops_per_step(report.sketch):.3g}"
     if report.sketch.experiment.mesh.size > 1:
         yield "sent", _sent(report)
     roof = report.roofline
