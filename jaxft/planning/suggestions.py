@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any
+
+from jax.sharding import Mesh
 
 from jaxft import schema, tasks, values
 from jaxft.chips import Chip
@@ -65,20 +68,19 @@ def suggest(sketch: Sketch, place: Place, estimate: Estimator) -> Iterator[Sugge
         footprint = estimate(neighbour)
         if footprint.peak > FILLED * place.hbm_bytes:
             continue
-        found.append(
-            Suggestion(changes, footprint, neighbour, _step_s(neighbour, footprint, place.chip))
-        )
+        step_s = _step_s(neighbour, footprint, place.chip)
+        found.append(Suggestion(changes, footprint, redrawn(neighbour), step_s))
         yield found[-1]
 
 
 def changed(sketch: Sketch, place: Place, changes: dict[str, Any]) -> Sketch | None:
-    """The run with these keys changed; None where the config or the mesh cannot be so."""
+    """The run with these keys changed, to be estimated; None where it cannot be so."""
     config = _with(sketch.config, changes)
     if next(schema.contradictions(config, needs_data=False), None) is not None:
         return None
     drawn, train = sketch.experiment.drawn, config.train
     try:
-        mesh = make_mesh(vars(config.mesh), place.devices)
+        mesh = _mesh(tuple((axis, vars(config.mesh)[axis]) for axis in AXES), place.devices)
         check_divides(
             mesh,
             heads=drawn.dims.heads,
@@ -87,11 +89,19 @@ def changed(sketch: Sketch, place: Place, changes: dict[str, Any]) -> Sketch | N
         )
     except UserError:
         return None
-    mode: Any = config.model.activation_checkpointing
-    if mode != sketch.config.model.activation_checkpointing:
-        drawn = drawn.redraw(replace(drawn.compute, activation_checkpointing=mode))
-    experiment = replace(sketch.experiment, config=config, mesh=mesh, drawn=drawn)
-    return replace(sketch, experiment=experiment)
+    return replace(sketch, experiment=replace(sketch.experiment, config=config, mesh=mesh))
+
+
+def redrawn(sketch: Sketch) -> Sketch:
+    """The run with its model computed as its config says, ready to be compiled."""
+    experiment, mode = sketch.experiment, sketch.config.model.activation_checkpointing
+    compute: Any = replace(experiment.drawn.compute, activation_checkpointing=mode)
+    return replace(sketch, experiment=replace(experiment, drawn=experiment.drawn.redraw(compute)))
+
+
+@lru_cache(maxsize=256)
+def _mesh(sizes: tuple[tuple[str, int], ...], devices: tuple[Any, ...]) -> Mesh:
+    return make_mesh(dict(sizes), devices)
 
 
 def _neighbours(sketch: Sketch, place: Place) -> Iterator[tuple[float, dict[str, Any]]]:
