@@ -3,6 +3,7 @@
     python -m jaxft.train --config=configs/bert_cls.py
     python -m jaxft.train --config=configs/bert_cls.py --config.data.train=mine.csv \
         --config.model.pretrained=google-bert/bert-base-uncased
+    python -m jaxft.plan  --config=configs/bert_cls.py:bert-large --topology=v5e:2x2
 
 As it is: all-MiniLM-L6-v2 on the bundled support tickets, 208 updates, about two minutes on 2 CPU
 cores. Test accuracy over 5 seeds 71.1 % (68.9 to 74.8); the same architecture from scratch 18.4 %,
@@ -13,12 +14,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from jaxft import shapes
+
 DATA = Path(__file__).parent / "data" / "support_tickets"
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "minilm") -> ConfigDict:
     config = ConfigDict()
-    config.model = {"pretrained": "sentence-transformers/all-MiniLM-L6-v2"}
+    config.model = {"pretrained": shapes.hub_id(arg)}
     config.task = {"name": "classify"}
     config.data = {
         "train": str(DATA / "train.csv"),

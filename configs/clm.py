@@ -2,6 +2,7 @@
 
     python -m jaxft.train --config=configs/clm.py \
         --config.model.pretrained=Qwen/Qwen2.5-0.5B --config.data.train=corpus.txt
+    python -m jaxft.plan  --config=configs/clm.py:qwen3-8b --topology=v6e:4x4
 
 As it is: a smoke run. A Llama of 0.2 M random weights that reads bytes, on 39 kB of bundled text:
 about a minute on 2 CPU cores. Files are .txt (each one document) or tables with a text column.
@@ -10,6 +11,8 @@ about a minute on 2 CPU cores. Files are .txt (each one document) or tables with
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from jaxft import shapes
 
 DATA = Path(__file__).parent / "data" / "open_meadow"
 TINY = {
@@ -24,7 +27,8 @@ TINY = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: a model by its short name or hub id, in place of the smoke run's."""
     config = ConfigDict()
     config.model = {"config": TINY}
     config.task = {"name": "causal_lm"}
@@ -37,4 +41,10 @@ def get_config() -> ConfigDict:
     config.optim = {"learning_rate": 2e-3, "warmup_steps": 0.1, "weight_decay": 0.0}
     config.train = {"num_train_epochs": 20.0, "batch_size": 8, "eval_steps": 0.2}
     config.checkpoint = {"keep_last": 1, "keep_best": 1}
+    if arg:
+        config.model = {"pretrained": shapes.hub_id(arg), "activation_checkpointing": "full"}
+        config.mesh = {"data": 1, "fsdp": -1}
+        config.data.max_length = 2048
+        config.optim.learning_rate = 1e-5
+        config.train.update({"num_train_epochs": 1.0, "batch_size": 32})
     return config

@@ -2,6 +2,7 @@
 
     python -m jaxft.train --config=configs/llama_sft.py \
         --config.model.pretrained=Qwen/Qwen2.5-0.5B-Instruct --config.data.train=chats.jsonl
+    python -m jaxft.plan  --config=configs/llama_sft.py:llama3-8b --topology=v5e:4x4
 
 As it is: a smoke run. A Llama of 0.2 M random weights that reads bytes, on 48 bundled chats: a
 minute or two on 2 CPU cores, and nothing worth talking to. Rows are `messages`, `prompt` and
@@ -11,6 +12,8 @@ minute or two on 2 CPU cores, and nothing worth talking to. Rows are `messages`,
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from jaxft import shapes
 
 DATA = Path(__file__).parent / "data" / "assistant_chats"
 TINY = {
@@ -25,7 +28,8 @@ TINY = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config(arg: str = "") -> ConfigDict:
+    """`arg`: a model by its short name or hub id, in place of the smoke run's."""
     config = ConfigDict()
     config.model = {"config": TINY}
     config.task = {"name": "causal_lm"}
@@ -37,4 +41,9 @@ def get_config() -> ConfigDict:
     config.optim = {"learning_rate": 2e-3, "warmup_steps": 0.1, "weight_decay": 0.0}
     config.train = {"num_train_epochs": 10.0, "batch_size": 8, "eval_steps": 0.2}
     config.checkpoint = {"keep_last": 1, "keep_best": 1}
+    if arg:
+        config.model = {"pretrained": shapes.hub_id(arg), "activation_checkpointing": "full"}
+        config.mesh = {"data": 1, "fsdp": -1}
+        config.optim.learning_rate = 1e-5
+        config.train.update({"num_train_epochs": 2.0, "batch_size": 16})
     return config

@@ -34,13 +34,21 @@ FREE_ON_RESUME = (
 )
 
 
-def load(path: str, arg: str, overrides: Mapping[str, str], task_options: TaskOptions) -> Config:
+def load(
+    path: str,
+    arg: str,
+    overrides: Mapping[str, str],
+    task_options: TaskOptions,
+    *,
+    needs_data: bool = True,
+) -> Config:
     """The config of a recipe file, with the shell's overrides (dotted key -> word) on top.
 
     `task_options` gives a task's own options, a frozen dataclass, by the task's name.
     Raises: UserError with everything that is wrong, at once.
     """
-    return _resolve(_run_recipe(Path(path), arg), overrides, task_options, f"the config {path}")
+    recipe = _run_recipe(Path(path), arg)
+    return _resolve(recipe, overrides, task_options, f"the config {path}", needs_data)
 
 
 def from_dict(raw: Mapping[str, Any], task_options: TaskOptions) -> Config:
@@ -172,7 +180,11 @@ class _UnknownTask:
 
 
 def _resolve(
-    raw: dict[str, Any], overrides: Mapping[str, str], task_options: TaskOptions, source: str
+    raw: dict[str, Any],
+    overrides: Mapping[str, str],
+    task_options: TaskOptions,
+    source: str,
+    needs_data: bool = True,
 ) -> Config:
     wrong: dict[str, str] = {}  # key -> its problem, in words
     section = raw.get("task")
@@ -198,7 +210,7 @@ def _resolve(
         except ValueError as problem:
             wrong.setdefault(name, f"{name} = {_short(value)}: {problem}")
     config = Config(**parts | {home: kind(**parts[home]) for home, kind in homes.items()})
-    for names, clash in schema.contradictions(config):
+    for names, clash in schema.contradictions(config, needs_data):
         if not any(_is_in(name, concerned) for name in wrong for concerned in names):
             wrong[" ".join(names)] = clash
     if wrong:

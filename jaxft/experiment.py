@@ -3,7 +3,7 @@ what it needs.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path as FilePath
@@ -204,15 +204,16 @@ class Experiment:
 
 
 def assemble(
-    config: Config, say: Say
+    config: Config, say: Say, devices: Sequence[jax.Device] | None = None
 ) -> tuple[Experiment, dict[str, Split], pretrained.Match | None]:
-    """A new run's parts, its tokenised splits, and which tensors serve which weights.
+    """A new run's parts, its tokenised splits, and which tensors serve which weights; on this
+    machine's devices unless others are given, which need not exist.
 
     Raises:
         UserError: whatever is wrong with model, data or mesh, before anything is written.
     """
     module = tasks.named(config.task.name)
-    mesh = make_mesh(vars(config.mesh))
+    mesh = make_mesh(vars(config.mesh), devices)
     source = open_source(config.model, say)
     rows = models.dims_of(source.config).vocab_size
     source = source.with_tokens(config.model.new_tokens, rows, say)

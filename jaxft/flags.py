@@ -70,26 +70,23 @@ class Parser(argparse.ArgumentParser):
         return f"unknown flag {flag}" + (f"; did you mean {known[guess]}?" if guess else "")
 
 
-class TrainParser(Parser):
-    """The flags of `train`, among them one for every key of the config."""
+class ConfigParser(Parser):
+    """The flags of a verb that reads a recipe, among them one for every key of the config."""
 
-    def __init__(self, task_options: TaskOptions) -> None:
-        super().__init__(
-            "train",
-            "Fine-tune a checkpoint.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def __init__(self, verb: str, what: str, task_options: TaskOptions) -> None:
+        super().__init__(verb, what, formatter_class=argparse.RawDescriptionHelpFormatter)
         self._keys = schema.keys(task_options(schema.DEFAULT_TASK))
         add = self.add_argument
         add("--config", metavar="F[:ARG]", help=f"the recipe file, by default {DEFAULT_CONFIG}")
         add("--config.KEY", metavar="VALUE", help="override a key of the recipe: see below")
-        add("--workdir", metavar="W", help="folder of the run; an unfinished run in it goes on")
-        add_processes(self)
-        add(
-            "--compilation_cache_dir",
-            metavar="D",
-            help="where compiled programs are kept, or none; by default jaxft/xla in your cache",
-        )
+
+    def given(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The flags by name; `config`, `arg` and `overrides` for the recipe."""
+        overrides, rest = _overrides(argv)
+        given = vars(self.parse(rest))
+        del given["config.KEY"]
+        path, arg = split_config(given.pop("config") or default_config())
+        return {"config": path, "arg": arg, "overrides": overrides, **given}
 
     def format_help(self) -> str:
         return f"{super().format_help()}\n{key_table(self._keys)}"
@@ -102,6 +99,21 @@ class TrainParser(Parser):
         if not key and "did you mean" not in said:
             key = closest(flag.lstrip("-"), [key.name for key in self._keys])
         return f"unknown flag {flag}; did you mean {PREFIX}{key}?" if key else said
+
+
+class TrainParser(ConfigParser):
+    """The flags of `train`."""
+
+    def __init__(self, task_options: TaskOptions) -> None:
+        super().__init__("train", "Fine-tune a checkpoint.", task_options)
+        add = self.add_argument
+        add("--workdir", metavar="W", help="folder of the run; an unfinished run in it goes on")
+        add_processes(self)
+        add(
+            "--compilation_cache_dir",
+            metavar="D",
+            help="where compiled programs are kept, or none; by default jaxft/xla in your cache",
+        )
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -118,14 +130,11 @@ def train_flags(argv: Sequence[str], task_options: TaskOptions) -> Flags:
     Raises: UserError; SystemExit(0) after printing for --help.
     """
     parser = TrainParser(task_options)
-    overrides, rest = _overrides(argv)
-    given = vars(parser.parse(rest))
-    del given["config.KEY"]
+    given = parser.given(argv)
     index, count = given["process_id"], given["num_processes"]
     if None not in (index, count) and not 0 <= index < count:
         parser.error(f"--process_id={index} must be from 0 to {count - 1}")
-    path, arg = split_config(given.pop("config") or default_config())
-    return Flags(config=path, arg=arg, overrides=overrides, **given)
+    return Flags(**given)
 
 
 def split_config(word: str) -> tuple[str, str]:

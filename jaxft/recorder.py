@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxft.chips import peak_flops
 from jaxft.depths import Depths
-from jaxft.hardware import memory_bytes, peak_flops
+from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.nn.weights import Tree
 from jaxft.progress import Progress

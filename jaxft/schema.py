@@ -254,7 +254,9 @@ def keys(task: type) -> list[Key]:
     return rows
 
 
-def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+def contradictions(
+    config: Config, needs_data: bool = True
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """What types and ranges cannot say: the keys (or section) concerned, and what to change."""
     model, train, optim = config.model, config.train, config.optim
     if model.pretrained is not None and model.config is not None:
@@ -323,11 +325,11 @@ def contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
                 ("optim.lr_multipliers",),
                 f"optim.lr_multipliers: {pattern!r} is no regular expression: {error}",
             )
-    yield from _unreadable(config.data)
+    yield from _unreadable(config.data, needs_data)
 
 
-def _unreadable(data: Data) -> Iterator[tuple[tuple[str, ...], str]]:
-    if data.train is None:
+def _unreadable(data: Data, needs_data: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+    if data.train is None and needs_data:
         yield ("data",), "data.train is None; name the file, folder or hub id to train on"
     if isinstance(data.train, dict) and not next(iter(data.train.values()), 0):
         yield (

@@ -45,13 +45,20 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         )
     types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
-    across = _across(wanted, slices)
-    within = [size // across[axis] for axis, size in wanted.items()]
-    grid = create_hybrid_device_mesh(
-        within, list(across.values()), devices, allow_split_physical_axes=True
-    )
+    try:
+        if slices == 1:
+            return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
+        across = _across(wanted, slices)
+        within = [size // across[axis] for axis, size in wanted.items()]
+        grid = create_hybrid_device_mesh(
+            within, list(across.values()), devices, allow_split_physical_axes=True
+        )
+    except NotImplementedError as error:  # JAX splits no side of a slice
+        given = ", ".join(f"mesh.{axis}={size}" for axis, size in wanted.items())
+        raise UserError(
+            f"{given} cannot be laid on the sides of this slice of {len(devices)} devices: a size "
+            "must be the product of some of its sides."
+        ) from error
     return Mesh(grid, AXES, axis_types=types)
 
 

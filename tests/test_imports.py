@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jaxft"
 RANKS = {"models": 1, "tasks": 1, "step": 1, "generate": 1, "experiment": 2}
-RANKS |= dict.fromkeys(("scoring", "trained", "summary", "card", "parts", "memory_error"), 3)
+ABOVE = ("scoring", "trained", "summary", "card", "parts", "memory_error", "planning")
+RANKS |= dict.fromkeys(ABOVE, 3)
 VERBS = ("train", "evaluate", "predict", "export", "plan")
 RANKS |= dict.fromkeys(VERBS, 4)
 """A module may import what has its own rank or a lower one; what is not named here is ground, rank

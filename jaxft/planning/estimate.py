@@ -1,0 +1,268 @@
+"""Bytes one device needs for an update, by cause, worked out without a compiler.
+
+Parameters and optimizer state are exact. What the backward pass keeps is what JAX says it would
+keep, split as rows and heads are; the rest are rules that were read off compiled programs, and
+`tests/planning/test_estimate.py` holds them to the compiler's numbers.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxft.nn.losses import LOGITS_BYTES
+from jaxft.nn.weights import Weight, unflatten
+from jaxft.planning.sketch import Sketch
+
+ON_DEVICE = (None, "device")
+"""Memory kinds that count; the others are the host's."""
+LOGITS_COPIES = 0.75
+"""Of a chunk's float32 logits: compilers fuse the softmax, and keep its gradient in bfloat16."""
+RECOMPUTED_AT_ONCE = 0.5
+"""Share of a layer's activations that is there at once while they are recomputed."""
+LAYERS_IN_FLIGHT = 2
+"""Layers whose whole weights a device holds: one at work, the next on its way."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on one device; each cause at its highest, which they do not reach at the same time."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    vocabulary: int
+    """Word vectors and head while they are whole, their gradients, and logits."""
+    workspace: int
+    """Copies of the weights in the dtype of the computation, whole layers, a layer's recomputed
+    activations.
+    """
+    peak: int
+    """The highest sum."""
+    host: int = 0
+    """Bytes in the host's memory for this device."""
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One array that the backward pass keeps."""
+
+    bytes_per_row: float
+    shape: tuple[int, ...]
+    """Without the rows."""
+
+
+class Estimator:
+    """Footprints of a run and of its neighbours: sketches that differ in config and mesh."""
+
+    def __init__(self, sketch: Sketch):
+        self._drawn, self._task = sketch.experiment.drawn, sketch.experiment.task
+        self._batch = sketch.batch
+        self._kept: dict[str, list[_Kept]] = {}
+        self._held: dict[Any, tuple[int, int, int]] = {}
+
+    def __call__(self, sketch: Sketch) -> Footprint:
+        """The footprint of an update."""
+        experiment, config = sketch.experiment, sketch.config
+        params, moments, host = self._state(sketch)
+        summed = params if config.train.gradient_accumulation_steps > 1 else 0
+        rows = _rows(sketch)
+        mode, tensor = config.model.activation_checkpointing, experiment.mesh.shape["tensor"]
+        activations = rows * self._activations(mode, tensor)
+        recomputed = 0.0
+        if mode != "none":
+            layer = rows * self._activations("none", tensor) / self._layers
+            recomputed = RECOMPUTED_AT_ONCE * layer
+        vocabulary = self._vocabulary(sketch)
+        copies = self._copies(sketch, params)
+        in_flight = self._whole_layers(sketch)
+        fixed = params + moments + summed
+        phases = {
+            "loss": activations + copies + vocabulary["loss"],
+            "layers": params + activations + copies + in_flight + recomputed + vocabulary["layers"],
+            "words": params + vocabulary["words"],
+        }
+        return Footprint(
+            parameters=params,
+            gradients=params + summed,
+            optimizer=moments,
+            activations=round(activations),
+            vocabulary=round(max(vocabulary.values())),
+            workspace=round(copies + in_flight + recomputed),
+            peak=round(fixed + max(phases.values())),
+            host=host,
+        )
+
+    def evaluation(self, sketch: Sketch) -> int:
+        """About the peak of an evaluation: no gradients, no moments, one layer at work."""
+        params, _, _ = self._state(sketch)
+        rows = sketch.evaluation_rows / sketch.experiment.row_shards
+        tensor = sketch.experiment.mesh.shape["tensor"]
+        layer = rows * self._activations("none", tensor) / self._layers
+        words = self._words(sketch)
+        words += sum(self._logits(sketch, head, rows) for head in self._heads)
+        copies = self._copies(sketch, params)
+        return round(params + copies + max(words, self._whole_layers(sketch) + layer / 2))
+
+    @cached_property
+    def _layers(self) -> int:
+        stacked = [weight.shape[0] for weight in self._drawn.weights.values() if weight.stacked]
+        return max(stacked, default=1)
+
+    @property
+    def _itemsize(self) -> int:
+        return jnp.dtype(self._drawn.compute.dtype).itemsize
+
+    def _state(self, sketch: Sketch) -> tuple[int, int, int]:
+        """Bytes on a device of the parameters and of the optimizer's state, and on the host."""
+        experiment, config = sketch.experiment, sketch.config
+        key = (config.mesh, repr(config.optim))
+        if key not in self._held:
+            optimizer: optax.GradientTransformation = experiment.optimizer(sketch.steps or 1000)
+            abstract = experiment.abstract_state(optimizer)
+            params, moments = (_held(part) for part in (abstract.params, abstract.opt_state))
+            self._held[key] = (params[0], moments[0], params[1] + moments[1])
+        return self._held[key]
+
+    def _activations(self, mode: str, tensor: int) -> float:
+        """Bytes of a row on one device. What is as wide as the model is on all of `tensor`."""
+        if mode not in self._kept:
+            self._kept[mode] = self._keeps(mode)
+        whole = self._width
+        return sum(
+            kept.bytes_per_row
+            / (
+                1
+                if not kept.shape or kept.shape[-1] == whole or kept.shape[-1] % tensor
+                else tensor
+            )
+            for kept in self._kept[mode]
+        )
+
+    @cached_property
+    def _width(self) -> int:
+        """Of the model."""
+        return next(
+            w.shape[w.axes.index("embed")]
+            for w in self._drawn.weights.values()
+            if "embed" in w.axes
+        )
+
+    def _keeps(self, mode: str) -> list[_Kept]:
+        """What the backward pass reads again, by its size with one row and with two: weights and
+        constants do not grow.
+        """
+        compute = replace(
+            self._drawn.compute,
+            activation_checkpointing=mode,  # type: ignore[arg-type]
+            unroll_layers=False,
+        )
+        drawn = self._drawn.redraw(compute)
+        params = {
+            path: jax.ShapeDtypeStruct(w.shape, jnp.float32) for path, w in drawn.weights.items()
+        }
+
+        def pull(params: Any, batch: Any, key: jax.Array) -> Any:
+            def loss(params: Any) -> jax.Array:
+                return self._task.loss(drawn.merge(params), batch, key)[0]
+
+            return jax.vjp(loss, params)[1]
+
+        def sizes(rows: int) -> list[jax.ShapeDtypeStruct]:
+            plain = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._batch(rows)
+            )
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            return jax.tree.leaves(jax.eval_shape(pull, unflatten(params), plain, key))
+
+        kept = []
+        for one, two in zip(sizes(1), sizes(2), strict=True):
+            grows = prod(two.shape) - prod(one.shape)
+            if grows:
+                kept.append(_Kept(grows * one.dtype.itemsize, one.shape))
+        return kept
+
+    def _copies(self, sketch: Sketch, params: int) -> float:
+        """The stacks in the dtype of the computation, which the compiler makes before the loop."""
+        if self._itemsize == 4:
+            return 0.0
+        weights = self._drawn.weights.values()
+        stacked = sum(w.size for w in weights if w.stacked) / sum(w.size for w in weights)
+        return params * stacked * self._itemsize / 4
+
+    def _whole_layers(self, sketch: Sketch) -> float:
+        """Layers that fsdp gathers, and the gradient of one before it is split again."""
+        mesh = sketch.experiment.mesh.shape
+        if mesh["fsdp"] == 1:
+            return 0.0
+        stacked = sum(w.size for w in self._drawn.weights.values() if w.stacked)
+        layer = stacked / self._layers / mesh["tensor"]
+        return layer * (LAYERS_IN_FLIGHT + 1) * self._itemsize
+
+    def _vocabulary(self, sketch: Sketch) -> dict[str, float]:
+        """Bytes while the loss, the layers' gradients and the word vectors' are computed."""
+        whole = self._words(sketch)
+        loss = whole
+        for head in self._heads:
+            # Its gradient in float32, and that in the dtype of the computation as it is summed.
+            loss += head.size * 4
+            loss += head.size * self._itemsize if sketch.experiment.row_shards > 1 else 0
+            loss += LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
+        # Micro-batches share the gathered words and head, which stay while they run.
+        shared = whole if sketch.config.train.gradient_accumulation_steps > 1 else 0.0
+        return {"loss": loss, "layers": shared, "words": 4.0 * self._table(sketch)}
+
+    def _words(self, sketch: Sketch) -> float:
+        """Word vectors and head, whole and in the dtype of the computation."""
+        table = self._table(sketch)
+        heads = sum(head.size for head in self._heads if not (head.tied and table))
+        return float((table + heads) * self._itemsize)
+
+    @property
+    def _heads(self) -> list[Weight]:
+        """The matrix that gives logits over the vocabulary, where there is one."""
+        return [w for w in self._drawn.weights.values() if w.tied or _is_vocabulary_head(w)]
+
+    def _table(self, sketch: Sketch) -> int:
+        """The word vectors that a device gathers."""
+        if sketch.experiment.mesh.shape["fsdp"] == 1:
+            return 0
+        return sum(w.size for w in self._drawn.weights.values() if _is_table(w))
+
+    def _logits(self, sketch: Sketch, head: Weight, rows: float) -> float:
+        """One chunk in float32."""
+        return min(LOGITS_BYTES, 4 * rows * sketch.width * head.size / self._width)
+
+
+def _rows(sketch: Sketch) -> float:
+    """Of a micro-batch, on one device."""
+    micro_batches = sketch.config.train.gradient_accumulation_steps
+    return sketch.rows / micro_batches / sketch.experiment.row_shards
+
+
+def _is_table(weight: Weight) -> bool:
+    return weight.kind == "embedding" and "vocab" in weight.axes
+
+
+def _is_vocabulary_head(weight: Weight) -> bool:
+    return weight.in_head and "vocab" in weight.axes and weight.kind == "kernel"
+
+
+def _held(tree: Any) -> tuple[int, int]:
+    """Bytes of one shard of every leaf, on the device and on the host."""
+    device = host = 0
+    for leaf in jax.tree.leaves(tree):
+        size = prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if leaf.sharding.memory_kind in ON_DEVICE:
+            device += size
+        else:
+            host += size
+    return device, host

@@ -1,0 +1,113 @@
+"""How fast an update can be at best, and what it sends: the roofline of Williams et al. 2009 with a
+third roof for the links between chips (Austin et al. 2025, "How to Scale Your Model", chapter 1).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxft.chips import Chip
+from jaxft.nn.weights import flops_per_token
+from jaxft.planning.estimate import Footprint
+from jaxft.planning.sketch import Sketch
+
+RECOMPUTED = {"none": 1.0, "dots": 1.0}
+"""Work of an update as a multiple of the model's own; any other way to checkpoint runs the forward
+pass again.
+"""
+FORWARD_AGAIN = 4 / 3
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds that an update takes at least, by what limits it; nothing waits for anything."""
+
+    compute_s: float
+    memory_s: float
+    links_s: float
+    flops: float
+    """The model's own, over all devices: recomputation is not in it."""
+    peak_flops: float
+    """Of all devices."""
+
+    @property
+    def step_s(self) -> float:
+        return max(self.compute_s, self.memory_s, self.links_s)
+
+    @property
+    def limit(self) -> str:
+        """What it waits for."""
+        times = {"compute": self.compute_s, "memory": self.memory_s, "links": self.links_s}
+        return max(times, key=lambda name: times[name])
+
+    @property
+    def mfu(self) -> float:
+        """The highest share of the peak that the model's own operations can have."""
+        return self.flops / (self.step_s * self.peak_flops)
+
+
+def flops_per_step(sketch: Sketch) -> float:
+    """The model's floating-point operations of one update, over all devices."""
+    weights = sketch.experiment.drawn.weights
+    return flops_per_token(weights, sketch.width) * sketch.rows * sketch.width
+
+
+def roofline(sketch: Sketch, footprint: Footprint, chip: Chip, sent_bytes: float) -> Roofline:
+    """The roofline of an update on these chips; `sent_bytes` is what one device sends."""
+    flops, devices = flops_per_step(sketch), sketch.experiment.mesh.size
+    work = flops * RECOMPUTED.get(str(sketch.config.model.activation_checkpointing), FORWARD_AGAIN)
+    return Roofline(
+        compute_s=work / devices / chip.flops,
+        memory_s=memory_bytes(sketch, footprint) / chip.hbm_bytes_per_s,
+        links_s=sent_bytes / chip.link_bytes_per_s,
+        flops=flops,
+        peak_flops=chip.flops * devices,
+    )
+
+
+def memory_bytes(sketch: Sketch, footprint: Footprint) -> float:
+    """What a device reads and writes in an update at least: the weights for each micro-batch
+    forward and backward, what is kept once each way, and the update.
+    """
+    train = sketch.config.train
+    passes = 2 * train.gradient_accumulation_steps
+    weights = _weights(sketch) / sketch.experiment.mesh.shape["tensor"]
+    kept = 2 * footprint.activations * train.gradient_accumulation_steps
+    update = 2 * (footprint.parameters + footprint.optimizer + footprint.gradients)
+    return passes * weights * _itemsize(sketch) + kept + update
+
+
+def sent_bytes(sketch: Sketch) -> float:
+    """About what one device sends in an update, where there is no program to read it from.
+
+    fsdp gathers the weights to go forward and backward (and once more to recompute) and splits the
+    gradients; copies sum their gradients; `tensor` sums the activations after attention and after
+    the feed-forward layer, both ways.
+    """
+    mesh, config = sketch.experiment.mesh.shape, sketch.config
+    micro, item = config.train.gradient_accumulation_steps, _itemsize(sketch)
+    again = str(config.model.activation_checkpointing) not in RECOMPUTED
+    weights = _weights(sketch) / mesh["tensor"]
+    fsdp, data, tensor = ((mesh[a] - 1) / mesh[a] for a in ("fsdp", "data", "tensor"))
+    gathered = fsdp * weights * item * (3 + again) * micro
+    summed = 2 * data * weights * 4 / mesh["fsdp"]
+    width, layers = _stack(sketch)
+    rows = sketch.rows / sketch.experiment.row_shards
+    mixed = 2 * tensor * rows * sketch.width * width * item * layers * (4 + 2 * again)
+    return gathered + summed + mixed
+
+
+def _weights(sketch: Sketch) -> int:
+    return sum(weight.size for weight in sketch.experiment.drawn.weights.values())
+
+
+def _stack(sketch: Sketch) -> tuple[int, int]:
+    """(model width, layers)."""
+    weights: Any = sketch.experiment.drawn.weights.values()
+    width = next(w.shape[w.axes.index("embed")] for w in weights if "embed" in w.axes)
+    return width, max((w.shape[0] for w in weights if w.stacked), default=1)
+
+
+def _itemsize(sketch: Sketch) -> int:
+    return jnp.dtype(sketch.experiment.drawn.compute.dtype).itemsize

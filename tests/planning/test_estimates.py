@@ -1,0 +1,145 @@
+"""Estimated bytes against the compiler's, on eight CPU devices and for a TPU slice."""
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from plans import TINY_LLAMA, config, sketched
+
+from jaxft import plan
+from jaxft.planning import compiling, places
+from jaxft.planning.compiling import compile_update
+from jaxft.planning.estimate import Estimator
+from jaxft.sharding import make_mesh
+
+SPLITS = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+ON_TPU = 0.15
+"""By how much an estimate may miss the TPU compiler's peak."""
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_parameters_and_optimizer_state_are_the_programs_arguments(split, hurry):
+    data, fsdp, tensor = split
+    made = sketched(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
+    footprint, program = Estimator(made)(made), compile_update(made)
+    rows = made.rows // (data * fsdp)
+    # ids, segments, positions, answers and which are learnt; Llama reads nothing else of a batch.
+    batch = 5 * 4 * rows * made.width
+    counters = 4 + 4  # of the state and of the call
+    held = footprint.parameters + footprint.optimizer
+    assert held + batch + counters == program.arguments_bytes
+    assert footprint.gradients == footprint.parameters
+
+
+def test_the_optimizers_state_is_what_the_optimizer_keeps():
+    whole = {}
+    for name in ("adamw", "lion", "sgd", "adafactor"):
+        wide = TINY_LLAMA | {"hidden_size": 256, "intermediate_size": 512}
+        made = sketched(mesh__data=8, mesh__fsdp=1, optim__name=name, model__config=wide)
+        whole[name] = Estimator(made)(made)
+    parameters = whole["adamw"].parameters
+    assert whole["adamw"].optimizer == pytest.approx(2 * parameters, rel=1e-3)
+    assert whole["lion"].optimizer == pytest.approx(parameters, rel=1e-3)
+    assert whole["sgd"].optimizer == pytest.approx(parameters, rel=1e-3)
+    assert whole["adafactor"].optimizer < 0.2 * parameters
+
+
+def test_what_the_backward_pass_keeps_is_exact_where_all_is_recomputed():
+    made = sketched(mesh__data=1, mesh__fsdp=8)
+    rows = made.rows // 8
+    estimate = Estimator(made)
+    inputs = rows * made.width * 4 * TINY_LLAMA["hidden_size"]
+    # Each layer's input, what leaves the last one, its norm's, and the loss's gradient of it.
+    layers = TINY_LLAMA["num_hidden_layers"]
+    assert layers * inputs <= estimate(made).activations <= (layers + 7) * inputs
+
+
+def test_checkpointing_accumulation_and_rows_change_the_estimate_as_they_should():
+    def footprint(**keys):
+        made = sketched(**keys)
+        return Estimator(made)(made)
+
+    full, dots, none = (
+        footprint(model__activation_checkpointing=mode) for mode in ("full", "dots", "none")
+    )
+    assert full.activations < dots.activations < none.activations
+    halves = footprint(train__gradient_accumulation_steps=2)
+    assert halves.activations == full.activations // 2
+    assert halves.gradients == 2 * full.gradients
+    assert footprint(train__batch_size=32).activations == 2 * full.activations
+    split = footprint(model__activation_checkpointing="none", mesh__fsdp=4, mesh__tensor=2)
+    assert split.activations < 2 * none.activations, "rows double, heads halve"
+    assert split.parameters == pytest.approx(full.parameters, rel=0.05)
+
+
+needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+MIDDLE = TINY_LLAMA | {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "max_position_embeddings": 1024,
+}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The plan of a small Llama on four TPU chips."""
+    made = config(model__config=MIDDLE, data__max_length=1024)
+    return plan.compile_for(made, "v5e:2x2")
+
+
+@needs_libtpu
+def test_the_estimate_is_near_the_tpu_compilers_peak(compiled):
+    assert compiled.fits
+    assert compiled.hbm_bytes == int(15.75 * 2**30)
+    assert compiled.estimate.peak == pytest.approx(compiled.update.peak_bytes, rel=ON_TPU)
+    args = compiled.estimate.parameters + compiled.estimate.optimizer
+    assert args == pytest.approx(compiled.update.arguments_bytes, rel=0.01)
+    evaluated = compiled.evaluation.peak_bytes
+    assert compiled.estimated_evaluation_bytes == pytest.approx(evaluated, rel=0.5)
+
+
+@needs_libtpu
+def test_an_update_on_a_tpu_sends_the_layers_in_loops_and_nothing_all_to_all(compiled):
+    sent = compiled.sent
+    assert not {kind for kind in sent if "all-to-all" in kind}
+    weights = compiled.sketch.experiment.drawn.weights.values()
+    layers = 2 * sum(w.size for w in weights if w.stacked)
+    in_loops = sum(row["bytes"] - row["outside_loops_bytes"] for row in sent.values())
+    # Gathered to go forward, to recompute and to go backward; gradients are split once.
+    assert 2 * layers * 3 / 4 < in_loops < 5 * layers * 3 / 4
+    outside = [c for c in compiled.update.collectives if not c.in_loop and c.kind == "all-gather"]
+    largest = max((c.bytes for c in outside), default=0)
+    assert largest <= 4 * MIDDLE["vocab_size"] * MIDDLE["hidden_size"], "no stack is gathered whole"
+
+
+@pytest.fixture
+def eager_cache():
+    """JAX's compilation cache takes every program."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 0)
+    yield
+    jax.config.update(name, before)
+
+
+@needs_libtpu
+def test_a_program_that_the_compiler_refuses_says_how_much_it_would_need(eager_cache):
+    place = places.find("v5e:2x2")
+    mesh = make_mesh({"data": -1}, place.devices)
+    sketch: Any = SimpleNamespace(experiment=SimpleNamespace(mesh=mesh))
+    whole = NamedSharding(mesh, PartitionSpec())
+    large = jax.ShapeDtypeStruct((20, 2**30), jnp.uint8, sharding=whole)
+    refused = compiling._compile(sketch, jax.jit(lambda x: x + 1), large)
+    assert refused.refused.startswith("RESOURCE_EXHAUSTED")
+    assert refused.peak_bytes >= 20 * 2**30 > place.hbm_bytes
+    small = jax.ShapeDtypeStruct((1, 2**30), jnp.uint8, sharding=whole)
+    for _ in range(2):  # the second time, JAX's cache would hold what it cannot read
+        fits = compiling._compile(sketch, jax.jit(lambda x: x + 1), small)
+        assert not fits.refused
+        assert 2**30 <= fits.needed_bytes < place.hbm_bytes

@@ -1,0 +1,195 @@
+"""`plan` as its user meets it: what it prints, its exit codes, and that it fetches nothing."""
+
+import json
+import sys
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import huggingface_hub
+import jax
+import pytest
+import runs
+
+from jaxft import flags, plan
+from jaxft.planning import places
+
+KEYS = {
+    "fits",
+    "peak_bytes_per_device",
+    "hbm_bytes_per_device",
+    "compile_s",
+    "flops_per_step",
+    "suggestions",
+}
+LLAMA = "--config=configs/llama_sft.py:llama3-1b"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """A plan downloads nothing."""
+
+    def refuse(*args: Any, **keys: Any) -> None:
+        raise AssertionError("a plan went to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the verb; its exit code, stdout and stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = 0
+        with mock.patch.object(sys, "argv", ["plan", *words]):
+            try:
+                flags.run(plan.main)
+            except SystemExit as left:
+                code = left.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+def test_a_run_on_this_machine_is_compiled_and_counted(call, tiny_bert_folder, hurry):
+    finished = runs.finished(tiny_bert_folder)
+    code, out, err = call(*runs.argv(finished.keys), "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report.keys() >= KEYS
+    assert report["fits"]
+    assert report["suggestions"] == []
+    assert report["device_kind"] == jax.devices()[0].device_kind
+    assert report["mesh"]["data"] == 8
+    assert report["steps"] == 12
+    data = report["data"]
+    assert data["examples"] == 37
+    assert data["truncated"] == 0
+    assert 37 * 9 <= data["tokens"] <= 37 * runs.LENGTH
+    assert report["compile_s"] > 0
+    assert report["collectives"]["all-reduce"]["bytes"] > report["estimate"]["parameters"]
+    assert report["peak_bytes_per_device"] >= report["estimate"]["parameters"] * 3
+    assert max(report["learning_rates"]) == pytest.approx(1e-2)
+    held = 3 * report["estimate"]["parameters"]  # the weights and two moments
+    assert report["checkpoint_bytes"] == pytest.approx(held, abs=16)
+    assert report["checkpoints"] == 4
+    assert "Compiling" in err
+
+
+def test_the_text_begins_with_the_answer(call):
+    words = (LLAMA, "--no-compile", "--rows=1000", "--price=1.2")
+    code, out, _ = call("--topology=v5e:2x4", *words)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("FITS meta-llama/Llama-3.2-1B on v5e:2x4 (8 x TPU v5 lite)")
+    assert "1.24 B" in out
+    assert "126" in out  # updates: two passes over 1000 rows, 16 at a time
+    assert "per chip and hour" in out
+    assert any(level in out for level in "▁▂▃▄▅▆▇█")
+    assert "adapter" in out
+    assert max(map(len, lines)) <= 100
+
+
+def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):
+    words = (LLAMA, "--topology=v5e:2x2", "--no-compile", "--json", "--config.mesh.fsdp=1")
+    code, out, _ = call(*words, "--config.mesh.data=-1")
+    report = json.loads(out)
+    assert code == 1
+    assert not report["fits"]
+    assert report["peak_bytes_per_device"] > report["hbm_bytes_per_device"]
+    assert 1 <= len(report["suggestions"]) <= 3
+    assert any("mesh.fsdp" in flag for flag in report["suggestions"][0]["flags"])
+    code, out, _ = call(*words[:4], *report["suggestions"][0]["flags"])
+    again = json.loads(out)
+    assert code == 0
+    peak = report["suggestions"][0]["estimated_peak_bytes_per_device"]
+    assert again["peak_bytes_per_device"] == peak
+    code, out, _ = call(LLAMA.replace("1b", "70b"), "--topology=v5e:1x1", "--no-compile")
+    assert code == 1
+    assert out.startswith("DOES NOT FIT")
+    assert "parameters, gradients and optimizer state" in out
+    assert "No change of mesh" in out
+
+
+def test_price_time_and_operations_follow_from_each_other(call):
+    words = (LLAMA, "--topology=v5e:2x4", "--no-compile", "--json", "--rows=16000")
+    _, out, _ = call(*words, "--price=2", "--mfu=0.5")
+    one = json.loads(out)
+    _, out, _ = call(*words, "--price=2", "--mfu=0.25")
+    slow = json.loads(out)
+    assert one["steps"] == 2000
+    expected_s = one["flops_per_step"] / (0.5 * 8 * 197e12)
+    assert one["step_s"] == pytest.approx(expected_s)
+    assert one["step_s_at_best"] < one["step_s"] < slow["step_s"]
+    assert one["bill"] == pytest.approx(2 * 8 * 2000 * expected_s / 3600)
+    # 6 a weight that multiplies, and attention's share.
+    tokens = one["data"]["tokens_per_step"]
+    assert 1.0 < one["flops_per_step"] / (6 * 1.2358e9 * tokens) < 1.35
+
+
+def test_gpus_are_planned_for_without_a_compiler(call):
+    code, out, _ = call(LLAMA, "--topology=h100:8", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["compile_s"] is None
+    assert report["hbm_bytes_per_device"] == 80e9
+    assert report["device_kind"] == "NVIDIA H100"
+
+
+BAD = {
+    ("--topology=v9:2x2",): "v9:2x2 is not known; there is",
+    ("--topology=v5e:3x3",): "v5e:{1x1,2x2",
+    ("--topology=v5e:4x4", "--no-compile", "--config.mesh.fsdp=3"): "do not multiply to the 16",
+    ("--topology=v5p:4x4x4", "--no-compile", "--config.mesh.fsdp=2", "--config.mesh.data=32"): (
+        "cannot be laid on the sides"
+    ),
+    ("--config=configs/bert_cls.py:bert-huge",): "'bert-huge' is no model",
+    ("--config.model.pretrained=nobody/nothing",): "a plan downloads nothing",
+    ("--config.data.max_length=1000",): "beyond the model's",
+    ("--mfu=2",): "--mfu=2.0 must be above 0",
+    ("--rows=0",): "--rows=0 must be at least 1",
+    ("--objective=wealth",): "wealth",
+    ("--topologie=v5e:2x2",): "did you mean --topology?",
+}
+
+
+@pytest.mark.parametrize("words", BAD, ids=" ".join)
+def test_bad_input_is_one_message_and_exit_code_2(call, words):
+    base = () if words[0].startswith("--config=") else ("--config=configs/bert_cls.py:bert-base",)
+    code, out, err = call(*base, *words)
+    assert code == 2
+    assert out == ""
+    assert BAD[words] in err
+
+
+def test_without_libtpu_a_topology_says_what_to_install(call, monkeypatch):
+    real = find_spec
+    monkeypatch.setattr(places, "find_spec", lambda name: None if name == "libtpu" else real(name))
+    code, _, err = call(LLAMA, "--topology=v5e:2x2")
+    assert code == 2
+    assert "jaxft[tpu]" in err
+    assert "--no-compile" in err
+
+
+def test_neither_data_nor_tokenizer_need_be_there(call, tmp_path):
+    words = ("--topology=v5e:2x2", "--no-compile", "--json", "--config.data.train=none")
+    code, out, _ = call("--config=configs/bert_cls.py:bert-base", *words)
+    report = json.loads(out)
+    assert code == 0
+    assert report["data"]["examples"] is None
+    assert report["steps"] is None
+    assert report["run_hours"] is None
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tiny = {"model_type": "bert", "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 999}
+    (folder / "config.json").write_text(json.dumps(tiny))
+    own = f"--config.model.pretrained={folder}"
+    code, out, _ = call("--config=configs/bert_cls.py", own, *words[:3])
+    report = json.loads(out)
+    assert code == 0
+    assert report["data"]["examples"] == 403, "rows are counted without a tokenizer"
+    assert report["parameters"]["total"] < 1e7
