@@ -6,14 +6,16 @@ C classes, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from jaxft.nn.partition import ANY, constrain
+from jaxft.nn.partition import ANY, FSDP, ROWS, SEQUENCE, constrain, shards
 from jaxft.nn.remat import Activation, Place
 
 
@@ -139,8 +141,32 @@ class Embed(nnx.Module):
         )
 
     def __call__(self, index_BL: jax.Array) -> jax.Array:
-        # Of a table that fsdp splits by width, vectors would come split and be dealt out again.
-        return constrain(self.table[...], ANY, None)[index_BL]
+        table_VD = self.table[...]
+        if shards(FSDP) == 1:
+            return table_VD[index_BL]
+        split = shards(*ROWS), shards(SEQUENCE), shards(FSDP)
+        uneven = any(
+            n % by for n, by in zip((*index_BL.shape, table_VD.shape[1]), split, strict=True)
+        )
+        if uneven or len(table_VD) <= index_BL.size // prod(split[:2]):
+            # Less is sent by making the table whole than by sending what is looked up.
+            return constrain(table_VD, ANY, None)[index_BL]
+        tokens = PartitionSpec(ROWS, SEQUENCE)
+        return jax.shard_map(
+            _look_up,
+            in_specs=(PartitionSpec(None, FSDP), tokens),
+            out_specs=tokens,
+            axis_names={*ROWS, SEQUENCE},
+            check_vma=False,
+        )(table_VD, index_BL)
+
+
+def _look_up(table_VD: jax.Array, index_BL: jax.Array) -> jax.Array:
+    """Where each device has a part of every vector: it looks that up for the rows of all, and they
+    exchange.
+    """
+    all_BL = lax.all_gather(index_BL, FSDP, axis=0, tiled=True)
+    return lax.all_to_all(table_VD[all_BL], FSDP, split_axis=0, concat_axis=2, tiled=True)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxft.nn.partition import ROWS, SEQUENCE, splits
+from jaxft.nn.partition import ROWS, SEQUENCE, shards
 
 LOGITS_BYTES = 2**28
 """Of one chunk's float32 logits on one device, about."""
@@ -79,7 +79,7 @@ def _forward(
         parts = _cut((hidden_BLD, targets_BL, weights_BL), n)
         (loss, d_head_DV), d_hidden = lax.scan(chunk, zeros, parts)
         # Once for all chunks: a reduction in the loop would send the whole head each time.
-        sums = lax.psum((loss, d_head_DV), _TOKENS) if splits(*_TOKENS) else (loss, d_head_DV)
+        sums = lax.psum((loss, d_head_DV), _TOKENS) if shards(*_TOKENS) > 1 else (loss, d_head_DV)
         return *sums, _joined(d_hidden)
 
     tokens = P(ROWS, SEQUENCE)
@@ -133,7 +133,7 @@ def _joined(parts: Any) -> Any:
 
 def _by_tokens(function: Callable, in_specs: tuple, out_specs: tuple) -> Callable:
     """The function on each device's own tokens; other axes of the mesh stay the compiler's."""
-    if not splits(*_TOKENS):
+    if shards(*_TOKENS) == 1:
         return function
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_TOKENS), check_vma=False

@@ -10,7 +10,9 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-ROWS = ("data", "fsdp")
+FSDP = "fsdp"
+"""Splits weights, most of them along the model's width."""
+ROWS = ("data", FSDP)
 """Split the rows of a batch."""
 SEQUENCE = "context"
 """Splits the tokens of a row."""
@@ -27,10 +29,10 @@ def mesh_shape() -> dict[str, int]:
     return sizes if {*ROWS, SEQUENCE, WIDTH} <= set(sizes) else {}
 
 
-def splits(*axes: str) -> bool:
-    """Whether the mesh that is set has more than one device along these axes."""
+def shards(*axes: str) -> int:
+    """Into how many parts these axes of the mesh that is set split something."""
     sizes = mesh_shape()
-    return bool(sizes) and prod(sizes[axis] for axis in axes) > 1
+    return prod(sizes[axis] for axis in axes) if sizes else 1
 
 
 def constrain(x: jax.Array, *spec: Any) -> jax.Array:
