@@ -146,7 +146,7 @@ class Block(nnx.Module):
             rate=self.dims.attention_dropout,
             key=weights_key,
         )
-        mixed_BLD = self.out(mark(mixed_BLHK.reshape(x_BLD.shape), "attention_out"))
+        mixed_BLD = self.out(mixed_BLHK.reshape(x_BLD.shape))
         x_BLD += dropout(mixed_BLD, self.dims.dropout, attention_key)
         return x_BLD + dropout(self._mlp(x_BLD), self.dims.dropout, mlp_key)
 

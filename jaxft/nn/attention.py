@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxft.nn.layers import dropout
 from jaxft.nn.partition import ROWS, SEQUENCE, WIDTH, constrain
+from jaxft.nn.remat import mark
 from jaxft.nn.tokens import Tokens
 
 WIDTH_UNITS = {"splash": 128}
@@ -53,12 +54,8 @@ def attention(
     Raises:
         ValueError: the kernel cannot do what is asked; it never falls back to another one.
     """
-    B, L, H, K = q_BLHK.shape
-    S, G = k_BSGK.shape[1:3]
-    q_BLHK = q_BLHK * (K**-0.5 if scale is None else scale)
+    q_BLHK = q_BLHK * (q_BLHK.shape[-1] ** -0.5 if scale is None else scale)
     rate = rate if key is not None else 0.0
-    if kernel == "cudnn":
-        return _cudnn(q_BLHK, k_BSGK, v_BSGK, queries, keys, causal, window, rate)
     if kernel == "splash":
         from jaxft.nn.splash import splash_attention
 
@@ -67,10 +64,27 @@ def attention(
         return splash_attention(
             q_BLHK, k_BSGK, v_BSGK, queries.segments_BL, causal=causal, window=window
         )
+    if kernel == "cudnn":
+        mixed_BLHK = _cudnn(q_BLHK, k_BSGK, v_BSGK, queries, keys, causal, window, rate)
+    else:
+        seen_BLS = visible(queries, keys, causal, window)
+        mixed_BLHK = _xla(q_BLHK, k_BSGK, v_BSGK, seen_BLS, rate, key)
+    return mark(mixed_BLHK, "attention_out")  # splash marks its own
+
+
+def _xla(
+    q_BLHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    seen_BLS: jax.Array,
+    rate: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    B, L, H, K = q_BLHK.shape
+    S, G = k_BSGK.shape[1:3]
     # Of a row that `context` splits, each device has its own queries and sees all keys.
     q_BLHK = constrain(q_BLHK, ROWS, SEQUENCE, WIDTH)
     k_BSGK, v_BSGK = (constrain(x, ROWS, None, WIDTH) for x in (k_BSGK, v_BSGK))
-    seen_BLS = visible(queries, keys, causal, window)
     if H == G:
         logits_BHLS = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSGK)
     else:

@@ -132,7 +132,7 @@ class PostNormBlock(nnx.Module):
             rate=dims.attention_dropout,
             key=weights_key,
         )
-        mixed_BLD = self.out(mark(mixed_BLHK.reshape(x_BLD.shape), "attention_out"))
+        mixed_BLD = self.out(mixed_BLHK.reshape(x_BLD.shape))
         x_BLD = self.attention_norm(x_BLD + dropout(mixed_BLD, dims.dropout, attention_key))
         hidden_BLF = mark(ACTIVATIONS[dims.activation](self.up(x_BLD)), "mlp_hidden")
         return self.output_norm(x_BLD + dropout(self.down(hidden_BLF), dims.dropout, mlp_key))

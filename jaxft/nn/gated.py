@@ -148,7 +148,7 @@ class Attention(nnx.Module):
             key=key,
         )
         mixed_BLE = mixed_BLHK.reshape(*mixed_BLHK.shape[:2], -1)
-        return self.out(mark(mixed_BLE, "attention_out"))
+        return self.out(mixed_BLE)
 
 
 class GatedBlock(nnx.Module):

@@ -3,7 +3,7 @@
 B rows, L query tokens, S key tokens, H query heads, G key-value heads, K head width.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -91,5 +91,11 @@ def _kernel(
     backward = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     equal: dict[str, Any] = dict.fromkeys((*forward, *backward), block)
     sizes = splash.BlockSizes(**equal)
-    make = partial(splash.make_splash_mha, head_shards=1, q_seq_shards=parts, interpret=interpret)
-    return make(mask=_mask(length, heads, causal, window), block_sizes=sizes)
+    return splash.make_splash_mha(
+        mask=_mask(length, heads, causal, window),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=parts,
+        residual_checkpoint_name="attention_out",  # or keeping it would not spare the kernel
+        interpret=interpret,
+    )

@@ -5,6 +5,7 @@ keep, split as rows and heads are; the rest are rules that were read off compile
 `tests/planning/test_estimate.py` holds them to the compiler's numbers.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
@@ -12,11 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.sharding import NamedSharding
 
 from jaxft.nn.losses import LOGITS_BYTES
-from jaxft.nn.weights import Weight, unflatten
+from jaxft.nn.weights import Path, Weight, flatten, unflatten
 from jaxft.planning.sketch import Sketch
+from jaxft.step import TrainState
 
 ON_DEVICE = (None, "device")
 """Memory kinds that count; the others are the host's."""
@@ -37,7 +39,7 @@ class Footprint:
     optimizer: int
     activations: int
     vocabulary: int
-    """Word vectors and head while they are whole, their gradients, and logits."""
+    """The head while it is whole, its gradient, and logits."""
     workspace: int
     """Copies of the weights in the dtype of the computation, whole layers, a layer's recomputed
     activations.
@@ -67,13 +69,15 @@ class Estimator:
         self._drawn, self._task = sketch.experiment.drawn, sketch.experiment.task
         self._batch = sketch.batch
         self._kept: dict[str, list[_Kept]] = {}
-        self._held: dict[Any, tuple[int, int, int]] = {}
+        self._held: dict[Any, TrainState] = {}
 
     def __call__(self, sketch: Sketch) -> Footprint:
         """The footprint of an update."""
         experiment, config = sketch.experiment, sketch.config
-        params, moments, host = self._state(sketch)
-        summed = params if config.train.gradient_accumulation_steps > 1 else 0
+        moments, host = self._state(sketch)
+        params, grads, summed = self._near(sketch)
+        if config.train.gradient_accumulation_steps == 1:
+            summed = 0
         rows = _rows(sketch)
         mode, tensor = config.model.activation_checkpointing, experiment.mesh.shape["tensor"]
         activations = rows * self._activations(mode, tensor)
@@ -82,17 +86,16 @@ class Estimator:
             layer = rows * self._activations("none", tensor) / self._layers
             recomputed = RECOMPUTED_AT_ONCE * layer
         vocabulary = self._vocabulary(sketch)
-        copies = self._copies(sketch, params)
+        copies = 0.0 if config.optim.offload else self._copies(sketch, params)
         in_flight = self._whole_layers(sketch)
         fixed = params + moments + summed
         phases = {
             "loss": activations + copies + vocabulary["loss"],
-            "layers": params + activations + copies + in_flight + recomputed + vocabulary["layers"],
-            "words": params + vocabulary["words"],
+            "layers": grads + activations + copies + in_flight + recomputed + vocabulary["layers"],
         }
         return Footprint(
             parameters=params,
-            gradients=params + summed,
+            gradients=grads + summed,
             optimizer=moments,
             activations=round(activations),
             vocabulary=round(max(vocabulary.values())),
@@ -103,8 +106,8 @@ class Estimator:
 
     def evaluation(self, sketch: Sketch) -> int:
         """About the peak of an evaluation: no gradients, no moments, one layer at work."""
-        params, _, _ = self._state(sketch)
-        rows = sketch.evaluation_rows / sketch.experiment.row_shards
+        params, _, _ = self._near(sketch)
+        rows = sketch.evaluation_rows / _token_shards(sketch)
         tensor = sketch.experiment.mesh.shape["tensor"]
         layer = rows * self._activations("none", tensor) / self._layers
         words = self._words(sketch)
@@ -121,16 +124,36 @@ class Estimator:
     def _itemsize(self) -> int:
         return jnp.dtype(self._drawn.compute.dtype).itemsize
 
-    def _state(self, sketch: Sketch) -> tuple[int, int, int]:
-        """Bytes on a device of the parameters and of the optimizer's state, and on the host."""
+    def _state(self, sketch: Sketch) -> tuple[int, int]:
+        """Bytes of the optimizer's state on a device; of it and the parameters on the host."""
+        abstract = self._abstract(sketch)
+        (_, params), (moments, more) = map(_held, (abstract.params, abstract.opt_state))
+        return moments, params + more
+
+    def _abstract(self, sketch: Sketch) -> TrainState:
         experiment, config = sketch.experiment, sketch.config
         key = (config.mesh, repr(config.optim))
         if key not in self._held:
-            optimizer: optax.GradientTransformation = experiment.optimizer(sketch.steps or 1000)
-            abstract = experiment.abstract_state(optimizer)
-            params, moments = (_held(part) for part in (abstract.params, abstract.opt_state))
-            self._held[key] = (params[0], moments[0], params[1] + moments[1])
+            optimizer = experiment.optimizer(sketch.steps or 1000)
+            self._held[key] = experiment.abstract_state(optimizer)
         return self._held[key]
+
+    def _near(self, sketch: Sketch) -> tuple[int, int, int]:
+        """Bytes on a device of the weights that the model computes with, of their gradients, and of
+        those as they are summed over micro-batches.
+        """
+        experiment = sketch.experiment
+        near = replace(experiment.places, memory_kind=None)
+        working = jax.eval_shape(experiment.store.working, self._abstract(sketch).params)
+        leaves = dict(flatten(working))
+
+        def bytes_of(places: Mapping[Path, NamedSharding], itemsize: int | None = None) -> int:
+            return sum(
+                prod(places[path].shard_shape(leaf.shape)) * (itemsize or leaf.dtype.itemsize)
+                for path, leaf in leaves.items()
+            )
+
+        return bytes_of(near.params), bytes_of(near.gradients), bytes_of(near.gradients, 4)
 
     def _activations(self, mode: str, tensor: int) -> float:
         """Bytes of a row on one device. What is as wide as the model is on all of `tensor`."""
@@ -201,41 +224,34 @@ class Estimator:
     def _whole_layers(self, sketch: Sketch) -> float:
         """Layers that fsdp gathers, and the gradient of one before it is split again."""
         mesh = sketch.experiment.mesh.shape
-        if mesh["fsdp"] == 1:
+        if mesh["fsdp"] == 1 or sketch.config.mesh.zero_stage == 2:
             return 0.0
         stacked = sum(w.size for w in self._drawn.weights.values() if w.stacked)
         layer = stacked / self._layers / mesh["tensor"]
         return layer * (LAYERS_IN_FLIGHT + 1) * self._itemsize
 
     def _vocabulary(self, sketch: Sketch) -> dict[str, float]:
-        """Bytes while the loss, the layers' gradients and the word vectors' are computed."""
-        whole = self._words(sketch)
-        loss = whole
+        """Bytes while the loss and while the layers' gradients are computed."""
+        whole = loss = self._words(sketch)
         for head in self._heads:
-            # Its gradient in float32, and that in the dtype of the computation as it is summed.
-            loss += head.size * 4
-            loss += head.size * self._itemsize if sketch.experiment.row_shards > 1 else 0
+            loss += head.size * 4  # its gradient, of all this device's tokens
             loss += LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
-        # Micro-batches share the gathered words and head, which stay while they run.
-        shared = whole if sketch.config.train.gradient_accumulation_steps > 1 else 0.0
-        return {"loss": loss, "layers": shared, "words": 4.0 * self._table(sketch)}
+        # Micro-batches share the gathered head, which stays while they run.
+        return {
+            "loss": loss,
+            "layers": whole if sketch.config.train.gradient_accumulation_steps > 1 else 0.0,
+        }
 
     def _words(self, sketch: Sketch) -> float:
-        """Word vectors and head, whole and in the dtype of the computation."""
-        table = self._table(sketch)
-        heads = sum(head.size for head in self._heads if not (head.tied and table))
-        return float((table + heads) * self._itemsize)
+        """The heads over the vocabulary, whole and in the dtype of the computation."""
+        if _token_shards(sketch) == 1 and self._itemsize == 4:
+            return 0.0
+        return float(sum(head.size for head in self._heads) * self._itemsize)
 
     @property
     def _heads(self) -> list[Weight]:
         """The matrix that gives logits over the vocabulary, where there is one."""
         return [w for w in self._drawn.weights.values() if w.tied or _is_vocabulary_head(w)]
-
-    def _table(self, sketch: Sketch) -> int:
-        """The word vectors that a device gathers."""
-        if sketch.experiment.mesh.shape["fsdp"] == 1:
-            return 0
-        return sum(w.size for w in self._drawn.weights.values() if _is_table(w))
 
     def _logits(self, sketch: Sketch, head: Weight, rows: float) -> float:
         """One chunk in float32."""
@@ -243,13 +259,12 @@ class Estimator:
 
 
 def _rows(sketch: Sketch) -> float:
-    """Of a micro-batch, on one device."""
-    micro_batches = sketch.config.train.gradient_accumulation_steps
-    return sketch.rows / micro_batches / sketch.experiment.row_shards
+    """Of a micro-batch, on one device; parts of rows count as parts."""
+    return sketch.rows / sketch.config.train.gradient_accumulation_steps / _token_shards(sketch)
 
 
-def _is_table(weight: Weight) -> bool:
-    return weight.kind == "embedding" and "vocab" in weight.axes
+def _token_shards(sketch: Sketch) -> int:
+    return sketch.experiment.row_shards * sketch.experiment.mesh.shape["context"]
 
 
 def _is_vocabulary_head(weight: Weight) -> bool:

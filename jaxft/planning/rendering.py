@@ -120,7 +120,7 @@ def _memory(report: Report) -> Iterator[tuple[str, str]]:
     yield "optimizer", f"{_gb(footprint.optimizer):>7} GB  {report.config.optim.name}"
     yield "activations", f"{_gb(footprint.activations):>7} GB"
     if footprint.vocabulary:
-        yield "logits", f"{_gb(footprint.vocabulary):>7} GB  with whole word vectors and head"
+        yield "logits", f"{_gb(footprint.vocabulary):>7} GB  with the whole head"
     if footprint.workspace:
         yield "workspace", f"{_gb(footprint.workspace):>7} GB  copies of weights, recomputed layers"
     if footprint.host:

@@ -22,8 +22,6 @@ from jaxft.sharding import AXES, check_divides, make_mesh
 
 FILLED = 0.95
 """Share of a device's memory that an estimate may fill to count as fitting."""
-SPLIT_AXES = ("data", "fsdp", "tensor")
-"""Axes of the mesh that are tried; others stay as they are."""
 CHANGES: dict[str, dict[Any, float]] = {
     "mesh.zero_stage": {3: 0.5},
     "model.activation_checkpointing": {"dots": 0.9, "full": 1.0},
@@ -36,7 +34,7 @@ CHANGES: dict[str, dict[Any, float]] = {
 changes it. A batch size is a share of the given one. Keys or values that the schema lacks are left
 out; multiples of what is set already are meant for accumulation.
 """
-MESH_COSTS = {"fsdp": 1.0, "tensor": 1.5}
+MESH_COSTS = {"fsdp": 1.0, "tensor": 1.5, "context": 2.0}
 """Of a mesh whose split over these is another."""
 
 
@@ -141,16 +139,17 @@ def _meant(name: str, choice: Any, now: Any) -> Any:
 def _meshes(sketch: Sketch) -> list[tuple[float, dict[str, Any]]]:
     """Other splits of the same devices, as `mesh` keys, the present one first."""
     shape = sketch.experiment.mesh.shape
-    fixed = {axis: shape[axis] for axis in AXES if axis not in SPLIT_AXES}
-    free = sketch.experiment.mesh.size // prod(fixed.values())
+    free = sketch.experiment.mesh.size
     sizes = [n for n in range(1, free + 1) if free % n == 0]
     found: list[tuple[float, dict[str, Any]]] = [(0.0, {})]
-    for split in product(sizes, repeat=len(SPLIT_AXES)):
-        wanted = dict(zip(SPLIT_AXES, split, strict=True))
+    for split in product(sizes, repeat=len(AXES)):
+        wanted = dict(zip(AXES, split, strict=True))
         if prod(split) != free or all(shape[axis] == n for axis, n in wanted.items()):
             continue
         if sketch.experiment.drawn.dims.heads % wanted["tensor"]:
             continue
+        if wanted["context"] > 1 and sketch.rows % (free // wanted["tensor"]) == 0:
+            continue  # there are rows enough to split
         cost = sum(c for axis, c in MESH_COSTS.items() if wanted[axis] != shape[axis])
         given = vars(sketch.config.mesh)
         changes = {f"mesh.{axis}": n for axis, n in wanted.items() if given[axis] != n}
