@@ -181,18 +181,18 @@ class Task(Options):
         """Per example: the sum of its losses, how many tokens are learnt, how many are hit."""
         learnt_BL = batch.targets["learnt_BL"]
         nll_BL, hit_BL = token_scores(
-            model(batch.tokens), model.vocabulary_DV, batch.targets["next_BL"]
+            model(batch.tokens), model.vocabulary_DV, batch.targets["next_BL"], learnt_BL
         )
         examples = batch.weights_BM.shape[1]
         of_BML = own(batch.tokens.segments_BL, examples).astype(jnp.float32)
 
         def sums(values_BL: jax.Array) -> jax.Array:
-            return jnp.einsum("BML,BL->BM", of_BML, values_BL * learnt_BL).reshape(-1)
+            return jnp.einsum("BML,BL->BM", of_BML, values_BL).reshape(-1)
 
         return {
             "losses_N": sums(nll_BL),
-            "tokens_N": sums(jnp.ones_like(nll_BL)),
-            "hits_N": sums(hit_BL.astype(jnp.float32)),
+            "tokens_N": sums(learnt_BL),
+            "hits_N": sums(hit_BL),
         }
 
     def scores(self, outputs: Mapping[str, np.ndarray], targets: Any) -> dict[str, float]:

@@ -31,9 +31,9 @@ MESHES = {
     "all three": {"data": 2, "fsdp": 2, "tensor": 2},
     "context": {"fsdp": 2, "context": 2, "tensor": 2},
 }
-CHUNKS = {1: 2**28, 6: 2 * 4 * B * V, 12: 1}
-"""Parts of the rows on one device -> `LOGITS_BYTES` that make them."""
-FEW = pytest.mark.parametrize("chunks", [1, 12], indirect=True)
+CHUNKS = {1: (2**28, 1), 4: (B * L * V, 1), 32: (B * L * V // 8, 256)}
+"""Chunks on one device -> `LOGITS_BYTES` and `LEAST_TOKENS` that make them."""
+FEW = pytest.mark.parametrize("chunks", [1, 32], indirect=True)
 PARTS = ("loss", "gradient of the hidden states", "gradient of the head")
 
 Loss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -45,6 +45,17 @@ WEIGHTS = {
     "0 and 1": draw.integers(0, 2, (B, L)).astype(np.float32),
     "fractions": draw.random((B, L)).astype(np.float32),
 }
+ROW, TOKEN = np.indices((B, L))
+PATTERNS = {
+    "all": TOKEN >= 0,
+    "none": TOKEN < 0,
+    "one token": (ROW == 5) & (TOKEN == 7),
+    "the last token": (ROW == B - 1) & (TOKEN == L - 1),
+    "answers": TOKEN > L // 2,
+    "one row of a device": ROW == 2,
+    "every third": (L * ROW + TOKEN) % 3 == 0,
+}
+"""Whether a token is learnt: whole devices and rows without any, chunks that end anywhere."""
 
 
 def plain(hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
@@ -67,14 +78,15 @@ def assert_same(ours: list[np.ndarray], theirs: list[np.ndarray], tolerance: flo
 
 @pytest.fixture(params=CHUNKS)
 def chunks(request, monkeypatch) -> int:
-    monkeypatch.setattr(losses, "LOGITS_BYTES", CHUNKS[request.param])
+    for name, value in zip(("LOGITS_BYTES", "LEAST_TOKENS"), CHUNKS[request.param], strict=True):
+        monkeypatch.setattr(losses, name, value)
     return request.param
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_it_is_optaxs_loss_in_any_number_of_chunks(chunks, weights):
     arrays = HIDDEN, HEAD, TARGETS, WEIGHTS[weights]
-    assert losses._chunks(HIDDEN, HEAD) == chunks
+    assert losses._chunks(B * L, V)[0] == chunks
     assert_same(slopes(losses.vocabulary_loss, *arrays), slopes(plain, *arrays))
 
 
@@ -92,6 +104,44 @@ def test_devices_change_nothing(chunks, mesh):
         ]
         ours = slopes(losses.vocabulary_loss, *placed)
     assert_same(ours, slopes(plain, *arrays))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("chunks", [4], indirect=True)
+def test_whatever_is_learnt(chunks, mesh):
+    sizes = MESHES[mesh]
+    made = make_mesh(sizes, jax.devices()[: prod(sizes.values())])
+    step = jax.jit(jax.value_and_grad(losses.vocabulary_loss, (0, 1)))
+    with jax.set_mesh(made):
+        for name, pattern in PATTERNS.items():
+            weights = pattern * WEIGHTS["fractions"]
+            places = [jax.device_put(x, NamedSharding(made, ROWS)) for x in (HIDDEN, TARGETS)]
+            placed = jax.device_put(weights, NamedSharding(made, ROWS))
+            loss, gradients = step(places[0], HEAD, places[1], placed)
+            ours = [np.asarray(x) for x in (loss, *gradients)]
+            theirs = jax.value_and_grad(plain, (0, 1))(HIDDEN, HEAD, TARGETS, weights)
+            assert_same(ours, [np.asarray(x) for x in (theirs[0], *theirs[1])])
+            assert (ours[1][weights == 0] == 0).all(), name
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, indirect=True)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_chunks_behind_the_learnt_tokens_are_not_computed(chunks, pattern, monkeypatch):
+    """As many tokens meet the head as are learnt, rounded up to a piece of a chunk."""
+    seen = []
+
+    def logits(hidden_CD: jax.Array, head_DV: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda _: seen.append(len(hidden_CD)), hidden_CD[0, 0])
+        return hidden_CD @ head_DV
+
+    monkeypatch.setattr(losses, "_logits", logits)
+    weights = np.asarray(PATTERNS[pattern], np.float32)
+    jax.block_until_ready(slopes(losses.vocabulary_loss, HIDDEN, HEAD, TARGETS, weights))
+    jax.effects_barrier()
+    _, pieces, piece = losses._chunks(B * L, V)
+    learnt = int(weights.sum())
+    assert sum(seen) == -(-learnt // piece) * piece
+    assert len(seen) == -(-learnt // piece) // pieces + -(-learnt // piece) % pieces
 
 
 @FEW
@@ -167,15 +217,15 @@ def test_large_logits_overflow_nowhere():
 def test_scores_are_each_tokens_loss_and_whether_it_is_the_likeliest(chunks, mesh):
     sizes = MESHES[mesh]
     made = make_mesh(sizes, jax.devices()[: prod(sizes.values())])
-    logits = HIDDEN @ HEAD
+    logits, weights = HIDDEN @ HEAD, WEIGHTS["fractions"] * WEIGHTS["0 and 1"]
     likely = np.where(draw.random((B, L)) < 0.5, logits.argmax(-1), TARGETS).astype(np.int32)
     with jax.set_mesh(made):
-        placed = [jax.device_put(x, NamedSharding(made, ROWS)) for x in (HIDDEN, likely)]
-        nll_BL, hit_BL = jax.jit(losses.token_scores)(placed[0], HEAD, placed[1])
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits, likely)
+        placed = [jax.device_put(x, NamedSharding(made, ROWS)) for x in (HIDDEN, likely, weights)]
+        nll_BL, hit_BL = jax.jit(losses.token_scores)(placed[0], HEAD, *placed[1:])
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, likely) * weights
     np.testing.assert_allclose(nll_BL, expected, atol=SAME * float(expected.max()))
-    np.testing.assert_array_equal(hit_BL, logits.argmax(-1) == likely)
-    assert 0 < np.mean(hit_BL) < 1
+    np.testing.assert_array_equal(hit_BL, (logits.argmax(-1) == likely) * weights)
+    assert 0 < np.sum(hit_BL) < weights.sum()
 
 
 @pytest.mark.parametrize("rows", [1, 8], ids=["one row", "eight rows on eight devices"])
@@ -201,5 +251,5 @@ def test_pitfall_17_the_gradient_never_holds_all_logits(rows):
     assert needed(losses.vocabulary_loss) < 3 * losses.LOGITS_BYTES < all_logits / 2
     assert needed(plain) > all_logits
     with jax.set_mesh(made):
-        compiled = jax.jit(losses.token_scores).lower(*given[:3]).compile()
+        compiled = jax.jit(losses.token_scores).lower(*given).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * losses.LOGITS_BYTES
