@@ -165,7 +165,7 @@ def _over_learnt(
 
 def _at(arrays: Any, places: jax.Array) -> Any:
     """Rows of arrays; 0 for places beyond the last."""
-    return jax.tree.map(lambda x: x.at[places].get(mode="fill", fill_value=0), arrays)
+    return jax.tree.map(lambda x: jnp.take(x, places, 0, mode="fill", fill_value=0), arrays)
 
 
 def _flat(arrays_BL: Any) -> Any:
