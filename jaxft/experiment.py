@@ -257,11 +257,13 @@ def reopen(
     another mesh.
     """
     config = from_dict(saved, tasks.options)
-    # Nothing is updated: no memory has to be saved, and none but the devices' is needed.
+    # Nothing is updated: no memory has to be saved, and none but the devices' is needed. These need
+    # not be the devices of the run, whose kernel they may lack and whose split they do not repeat.
     config = replace(
         config,
-        model=replace(config.model, kept_activations={}),
+        model=replace(config.model, kept_activations={}, attention="auto"),
         optim=replace(config.optim, offload=False),
+        mesh=replace(config.mesh, zero_stage=3),
     )
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())

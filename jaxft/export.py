@@ -56,8 +56,7 @@ def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
     say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output={folder} exists and is not an empty folder; choose another one.")
-    # Split over all devices: one of them need not hold all weights.
-    with open_trained(workdir, step, say, {"fsdp": -1}) as trained:
+    with open_trained(workdir, step, say) as trained:
         aside = folder.with_name(f".{folder.name}.partial")
         if leads:
             shutil.rmtree(aside, ignore_errors=True)
