@@ -98,6 +98,8 @@ class Scorer:
         """Compiles the programs that the splits need; `params` may be abstract."""
         if self._loader is None:
             self._loader = self._experiment.loader(params)
+            for wanted in self._wanted.values():
+                self._experiment.task.compile(wanted, self._tools(self._loader[1]))
         _, working = self._loader
         for name, plan in self._plans.items():
             for width in plan.widths:

@@ -94,6 +94,10 @@ def test_answers_come_from_the_weights_that_host_memory_is_read_into(tmp_path):
     for offload in (False, True):
         run, matched = talk.begin({**raw, "optim": raw["optim"] | {"offload": offload}})
         params = run.experiment.initial_state(run.optimizer, matched).params
+        run.scorer.compile(run.abstract.params)
+        programs = dict(run.scorer._programs)
+        assert programs, "before the first update, for whatever memory they need"
         found.append(run.scorer.scores(params, "validation")[0])
+        assert run.scorer._programs == programs
     assert "exact_match" in found[0]
     assert found[1] == pytest.approx(found[0])
