@@ -230,10 +230,10 @@ def test_a_run_that_saved_nothing_blocks_no_other(finished, keys, tmp_path):
     (workdir / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
     (workdir / "model" / "vocab.txt").write_text("of another tokenizer")
     rows = runs.table(tmp_path / "other.csv", runs.rows(40, seed=9))
-    other = {"optim.learning_rate": 0.5, "data.train": rows, "train.max_steps": 1}
+    other = {"optim.learning_rate": 0.5, "data.train": rows, "train.max_steps": 2}
     runs.run(workdir, keys | other)
     assert json.loads((workdir / "config.json").read_text())["optim"]["learning_rate"] == 0.5
-    assert [row["step"] for row in runs.metrics(workdir)][-1] == 1
+    assert [row["step"] for row in runs.metrics(workdir)][-1] == 2
     assert not (workdir / "model" / "vocab.txt").exists()
 
 
