@@ -197,7 +197,7 @@ def test_the_runs_verbs_know_the_tokens(run, capsys, tmp_path):
     assert said["evaluate"][0]["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
     asked = [row["prompt"] for row in talk.questions()]
     assert [row["prompt"] for row in said["predict"]] == asked
-    assert all("<think>" not in row["completion"] for row in said["predict"])
+    assert all("<think>" not in row["model_completion"] for row in said["predict"])
 
     out = tmp_path / "out"
     runs.VERBS["export"].main([f"--workdir={root}/run", f"--output={out}"])
