@@ -20,20 +20,18 @@ from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
+from jaxft.drawing import Say, check_head, check_lengths, draw, say_match, say_vocabulary
 from jaxft.errors import UserError
-from jaxft.hardware import check_host_memory, choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
-from jaxft.nn.layers import Compute
 from jaxft.nn.remat import HOST
 from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
 from jaxft.sharding import ROWS, Places, check_divides, make_mesh
-from jaxft.source import Source, load_tokenizer, open_source
+from jaxft.source import load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 from jaxft.store import OnDevice, OnHost, Store
 
-Say = Callable[[str], None]
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
@@ -220,15 +218,16 @@ def assemble(
     rows = read_splits(module, config.data, config.seed, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
-    drawn = _draw(config, source.config, module, task, mesh, say)
-    _check_head(source, drawn, task, config.model.new_head)
+    drawn = draw(config, source.config, module, task, mesh, say)
+    check_head(source, drawn, task, config.model.new_head)
     tokenizer = task.prepare(source.tokenizer)
     experiment = Experiment(config, module, task, drawn, tokenizer, mesh)
     matched = None
     if source.checkpoint is not None:
         matched = drawn.match(source.checkpoint, config.model.new_head, source.new_rows)
-    _say_match(matched, say)
-    _check_lengths(experiment)
+    say_match(matched, say)
+    check_lengths(drawn, tokenizer, config.data.max_length)
+    say_vocabulary(drawn, tokenizer, mesh.shape["tensor"], say)
     if experiment.metric not in task.score_names:
         raise UserError(
             f"checkpoint.metric_for_best_model={experiment.metric!r} is no score of this task; "
@@ -257,16 +256,18 @@ def reopen(
     another mesh.
     """
     config = from_dict(saved, tasks.options)
-    # Nothing is updated: no memory has to be saved, and none but the devices' is needed.
+    # Nothing is updated: no memory has to be saved, and none but the devices' is needed. These need
+    # not be the devices of the run, whose kernel they may lack and whose split they do not repeat.
     config = replace(
         config,
-        model=replace(config.model, kept_activations={}),
+        model=replace(config.model, kept_activations={}, attention="auto"),
         optim=replace(config.optim, offload=False),
+        mesh=replace(config.mesh, zero_stage=3),
     )
     module = tasks.named(config.task.name)
     hf_config = json.loads((model_folder / "config.json").read_text())
     restored = module.Task(**tasks.from_json(task))
-    drawn = _draw(config, hf_config, module, restored, mesh, say)
+    drawn = draw(config, hf_config, module, restored, mesh, say)
     return Experiment(config, module, restored, drawn, load_tokenizer(model_folder), mesh)
 
 
@@ -274,88 +275,3 @@ def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows], say: Say) 
     """Each split as the model sees it."""
     data, task, tokenizer = experiment.config.data, experiment.task, experiment.tokenizer
     return {name: tokenise(part, task, tokenizer, data, say) for name, part in rows.items()}
-
-
-def _draw(
-    config: Config,
-    hf_config: Mapping[str, Any],
-    module: ModuleType,
-    task: Any,
-    mesh: Mesh,
-    say: Say,
-) -> Blueprint:
-    model, device = config.model, mesh.devices.flat[0]
-    rates = ("dropout", "attention_dropout", "classifier_dropout")
-    dtype = choose_dtype(model.dtype, device)
-    check_host_memory(config.optim.offload, model.kept_activations, device)
-    compute = Compute(
-        dtype,
-        activation_checkpointing=model.activation_checkpointing,
-        kept_activations=tuple(sorted(model.kept_activations.items())),
-        unroll_layers=device.platform == "cpu",
-    )
-    drawn = Blueprint.draw(
-        hf_config,
-        output=module.OUTPUT,
-        num_labels=task.num_labels,
-        compute=compute,
-        dropouts={name: rate for name in rates if (rate := getattr(model, name)) is not None},
-    )
-    attention = choose_attention(
-        model.attention,
-        dtype,
-        drawn.attention_dropout,
-        device,
-        packed=config.data.packing != "none",
-        parts=mesh.shape["context"],
-    )
-    say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")
-    return drawn.redraw(replace(compute, attention=attention))
-
-
-def _check_head(source: Source, drawn: Blueprint, task: Any, new_head: bool) -> None:
-    """A head trained on other labels must not be taken for one of these."""
-    known = source.labels
-    if source.checkpoint is None or new_head or not known:
-        return
-    heads = [name for w in drawn.weights.values() if w.in_head for name in w.hf_names]
-    if all(name in source.checkpoint.tensors for name in heads) and tuple(task.labels) != known:
-        raise UserError(
-            f"The checkpoint's head knows the labels {', '.join(known[:10])}; the data hold "
-            f"{', '.join(task.labels[:10])}. Rename the data's labels, or start a fresh head with "
-            "model.new_head=true."
-        )
-
-
-def _check_lengths(experiment: Experiment) -> None:
-    dims, tokenizer = experiment.drawn.dims, experiment.tokenizer
-    max_length = experiment.config.data.max_length
-    if max_length > dims.max_length:
-        raise UserError(
-            f"data.max_length={max_length} is beyond the model's {dims.max_length} positions; use "
-            "at most that."
-        )
-    if len(tokenizer) > dims.vocab_size:
-        without = [name for name, i in tokenizer.get_vocab().items() if i >= dims.vocab_size]
-        listed = ", ".join(map(repr, sorted(without)[:10]))
-        raise UserError(
-            f"The tokenizer has {len(tokenizer)} tokens, the embedding only {dims.vocab_size} "
-            f"rows: there is none for {listed}{' ...' if len(without) > 10 else ''}. Where they "
-            "were added, name them in model.new_tokens, which gives them rows; else check "
-            "model.pretrained and model.tokenizer, which do not belong together."
-        )
-
-
-def _say_match(matched: pretrained.Match | None, say: Say) -> None:
-    if matched is None:
-        say("Weights: all initialised at random")
-        return
-    say(f"Weights: {len(matched.tensors)} from the checkpoint, {len(matched.new)} new")
-    for weight in matched.new:
-        say(f"  NEW, initialised at random: {weight.hf} {list(weight.hf_shape)}")
-    reasons: dict[str, list[str]] = {}
-    for name, why in matched.unused.items():
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
-        listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        say(f"  not used ({why}): {listed}")

@@ -5,6 +5,7 @@ it says done.
 import json
 import shutil
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,10 +29,8 @@ SAME_LOGITS = 1e-4
 """Largest difference between our logits and transformers', relative to the largest logit, in
 float32.
 """
-LOGITS_BYTES = 2 * 10**9
-"""Of weights at most, for comparing logits: that needs all of them on one device, and twice more on
-the host.
-"""
+COMPARED_BYTES = 2 * 10**9
+"""Of weights at most, for comparing logits: that needs three copies of them on the host."""
 
 
 def main(argv: list[str]) -> None:
@@ -57,8 +56,7 @@ def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
     say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output={folder} exists and is not an empty folder; choose another one.")
-    # Split over all devices: one of them need not hold all weights.
-    with open_trained(workdir, step, say, {"fsdp": -1}) as trained:
+    with open_trained(workdir, step, say) as trained:
         aside = folder.with_name(f".{folder.name}.partial")
         if leads:
             shutil.rmtree(aside, ignore_errors=True)
@@ -119,8 +117,8 @@ def check(trained: Trained, folder: Path, dtype: str, say: Any) -> None:
     said = f"Checked: {len(weights)} weights read back equal"
     if find_spec("torch") is None or dtype != "float32":
         say(said)
-    elif jax.process_count() > 1 or 4 * sum(w.size for w in weights.values()) > LOGITS_BYTES:
-        say(f"{said}; logits are compared by one process, and up to {LOGITS_BYTES / 1e9:g} GB")
+    elif jax.process_count() > 1 or 4 * sum(w.size for w in weights.values()) > COMPARED_BYTES:
+        say(f"{said}; logits are compared by one process, and up to {COMPARED_BYTES / 1e9:g} GB")
     else:
         difference = logit_difference(trained, folder)
         if not difference <= SAME_LOGITS:
@@ -150,10 +148,22 @@ def logit_difference(trained: Trained, folder: Path) -> float:
         theirs = model(input_ids=torch.tensor([ids])).logits.numpy()
     row = np.asarray([ids], np.int32)
     tokens = Tokens(row, np.ones_like(row), np.arange(row.shape[1], dtype=np.int32)[None], 0 * row)
-    local = unflatten({path: jnp.asarray(np.asarray(a)) for path, a in flatten(trained.params)})
-    merged: Any = experiment.drawn.merge(local)
-    ours = jax.jit(lambda t: experiment.task.logits(merged, t))(tokens)
+    # As torch computes: whatever the run's precision and kernel, and what the devices make of them.
+    exact = replace(experiment.drawn.compute, dtype="float32", attention="xla")
+    drawn = experiment.drawn.redraw(exact)
+    with jax.default_device(_host_device()), jax.default_matmul_precision("highest"):
+        local = unflatten({path: jnp.asarray(np.asarray(a)) for path, a in flatten(trained.params)})
+        merged: Any = drawn.merge(local)
+        ours = jax.jit(lambda tokens: experiment.task.logits(merged, tokens))(tokens)
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def _host_device() -> jax.Device:
+    """The CPU, where JAX may use it beside the accelerators."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names the accelerators alone
+        return jax.local_devices()[0]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 B rows, P prompt tokens, N new tokens at most, S = P + N, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +23,9 @@ BATCH = 16
 """Prompts answered together."""
 MULTIPLE = 64
 """Prompts are padded to multiples of this, on the left; each length costs a compilation."""
+
+Batch = tuple[Tokens, jax.Array]
+"""Prompts and their numbers, by which answers are drawn."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +51,48 @@ class Generator:
     shards: int
     """How many parts the rows are split into."""
     programs: dict = field(default_factory=dict, compare=False)
-    """Jitted, by where they stop and how they draw; shared by the models of a run's steps."""
+    """Compiled, by the prompts' shape, where they stop and how they draw; shared by the models of a
+    run's steps.
+    """
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], stop: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
         """The tokens that follow each prompt, up to the first of `stop`, which is left out."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers: list[list[int]] = [[]] * len(prompts)
-        size = -(-min(BATCH, len(prompts)) // self.shards) * self.shards
-        run = self._program(tuple(stop), sampling)
-        for start in range(0, len(order), size):
-            members = order[start : start + size]
-            batch = _pad_left([prompts[i] for i in members], size)
-            numbers_B = np.resize(np.asarray(members, np.int32), size)
-            with jax.set_mesh(self.mesh):
-                tokens, numbers_B = jax.device_put((batch, numbers_B), self.rows)
-                found_BN = np.asarray(run(self.params, tokens, numbers_B))
+        for members, batch in self._batches(prompts):
+            found_BN = np.asarray(self._program(batch, tuple(stop), sampling)(self.params, *batch))
             for i, row in zip(members, found_BN.tolist(), strict=False):
                 ends = [at for at, token in enumerate(row) if token < 0]
                 answers[i] = row[: ends[0]] if ends else row
         return answers
 
-    def _program(self, stop: tuple[int, ...], sampling: Sampling) -> Callable:
-        if (stop, sampling) not in self.programs:
+    def compile(
+        self, prompts: Sequence[Sequence[int]], stop: Sequence[int], sampling: Sampling
+    ) -> None:
+        """Compiles the programs that these prompts need; `params` may be abstract."""
+        for _, batch in self._batches(prompts):
+            self._program(batch, tuple(stop), sampling)
+
+    def _batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Batch]]:
+        """Prompts of about one length together, and which they are."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        size = -(-min(BATCH, len(prompts)) // self.shards) * self.shards
+        for start in range(0, len(order), size):
+            members = order[start : start + size]
+            tokens = _pad_left([prompts[i] for i in members], size)
+            numbers_B = np.resize(np.asarray(members, np.int32), size)
+            yield members, jax.device_put((tokens, numbers_B), self.rows)
+
+    def _program(self, batch: Batch, stop: tuple[int, ...], sampling: Sampling) -> Callable:
+        key = (batch[0].ids_BL.shape, stop, sampling)
+        if key not in self.programs:
             answer = partial(_answer, merge=self.merge, stop=stop, sampling=sampling)
             everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-            self.programs[stop, sampling] = jax.jit(answer, out_shardings=everywhere)
-        return self.programs[stop, sampling]
+            with jax.set_mesh(self.mesh):
+                lowered = jax.jit(answer, out_shardings=everywhere).lower(self.params, *batch)
+            self.programs[key] = lowered.compile()
+        return self.programs[key]
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], rows: int) -> Tokens:

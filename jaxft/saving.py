@@ -103,21 +103,26 @@ def write(
         size += nbytes
         total += nbytes
     leads = jax.process_index() == 0
-    for i, shard in enumerate(shards):
-        # What the other processes gather with the first goes nowhere.
-        path = folder / f"part-{i}.safetensors" if leads else FilePath(os.devnull)
-        _write_file(path, shard, dtype)
+    parts = [folder / f"part-{i}.safetensors" for i in range(len(shards))]
+    try:
+        for path, shard in zip(parts, shards, strict=True):
+            # What the other processes gather with the first goes nowhere.
+            _write_file(path if leads else FilePath(os.devnull), shard, dtype)
+    except BaseException:
+        for path in parts if leads else ():
+            path.unlink(missing_ok=True)
+        raise
     if not leads:
         return
     for old in (folder / INDEX, *folder.glob("model*.safetensors")):
         old.unlink(missing_ok=True)
     if len(shards) == 1:
-        (folder / "part-0.safetensors").rename(folder / SINGLE)
+        parts[0].rename(folder / SINGLE)
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         final = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"part-{i}.safetensors").rename(folder / final)
+        parts[i].rename(folder / final)
         weight_map |= {tensor.name: final for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2))

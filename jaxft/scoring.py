@@ -98,6 +98,8 @@ class Scorer:
         """Compiles the programs that the splits need; `params` may be abstract."""
         if self._loader is None:
             self._loader = self._experiment.loader(params)
+            for wanted in self._wanted.values():
+                self._experiment.task.compile(wanted, self._tools(self._loader[1]))
         _, working = self._loader
         for name, plan in self._plans.items():
             for width in plan.widths:
@@ -109,9 +111,23 @@ class Scorer:
 
     def __call__(self, params: Any, name: str) -> Outputs:
         """Outputs of every example of the split `name`, padding dropped by number."""
+        return self._outputs(self._working(params), name)
+
+    def scores(self, params: Any, name: str) -> tuple[dict[str, float], Outputs]:
+        """The task's scores of a split, and the outputs they come from."""
+        working, task = self._working(params), self._experiment.task
+        outputs = self._outputs(working, name)
+        scores = task.scores(outputs, self._splits[name].targets)
+        generated = task.generated(self._wanted.get(name, ()), self._tools(working))
+        return {**scores, **generated}, outputs
+
+    def _working(self, params: Any) -> Any:
+        """The weights to compute with, of those that are kept."""
         self.compile(params)
         assert self._loader is not None
-        working = self._loader[0](params)
+        return self._loader[0](params)
+
+    def _outputs(self, working: Any, name: str) -> Outputs:
         plan, source = self._plans[name], self._source(name)
         pending = [
             self._compiled[plan.shape, plan[k][1]](working, put(source[k], self._experiment.rows))
@@ -121,13 +137,6 @@ class Scorer:
         rows = np.concatenate([part.pop("rows_N") for part in parts])
         order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
         return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
-
-    def scores(self, params: Any, name: str) -> tuple[dict[str, float], Outputs]:
-        """The task's scores of a split, and the outputs they come from."""
-        outputs, task = self(params, name), self._experiment.task
-        scores = task.scores(outputs, self._splits[name].targets)
-        generated = task.generated(self._wanted.get(name, ()), self._tools(params))
-        return {**scores, **generated}, outputs
 
     def _tools(self, params: Any) -> Tools:
         return Tools(self._experiment, params, programs=self._programs)

@@ -102,6 +102,7 @@ class Run(Parts):
 
     def inspect(self) -> None:
         """Shows what the data are and what looks wrong, before anything is spent on them."""
+        _ = self.scorer  # which refuses rows that task.exact_match cannot ask
         epochs = self.schedule.total / self.plan.batches_per_epoch
         self.inspection = summary.inspect(self.experiment, self.splits, epochs, self.plan)
         self.say(summary.padding(self.plan))

@@ -1,9 +1,8 @@
 """The weights of a run, opened for use: what evaluate, predict and export have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from jaxft.errors import UserError
@@ -25,17 +24,17 @@ class Trained:
 
 
 @contextmanager
-def open_trained(
-    workdir: Workdir, step: str, say: Say, mesh: Mapping[str, int] = MappingProxyType({"data": -1})
-) -> Iterator[Trained]:
-    """Opens checkpoint `step` ("best", "last" or a number) of a workdir on a mesh of these sizes.
+def open_trained(workdir: Workdir, step: str, say: Say) -> Iterator[Trained]:
+    """Opens checkpoint `step` ("best", "last" or a number) of a workdir, its weights split over all
+    devices: one of them need not hold all.
 
     Raises:
         UserError: there is no run, no such checkpoint, or it cannot be read.
     """
     saved = workdir.require("config.json")
     with workdir.model_folder() as folder:
-        experiment = reopen(saved, workdir.require("task.json"), folder, make_mesh(mesh), say)
+        mesh = make_mesh({"fsdp": -1})
+        experiment = reopen(saved, workdir.require("task.json"), folder, mesh, say)
     checkpoints = experiment.checkpoints(workdir.checkpoints, say, writes=False)
     try:
         chosen = _choose(step, checkpoints.steps, checkpoints.best, workdir)

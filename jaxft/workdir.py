@@ -98,10 +98,18 @@ class Workdir:
                 f"--workdir={self.path}: {name} cannot be used: {reason} ({name})."
             ) from error
 
+    @property
+    def _holds_work(self) -> bool:
+        """Whether there is anything here that another run would spoil: a checkpoint or a result."""
+        fs, where = files.locate(self.file("checkpoints"))
+        entries = fs.ls(where, detail=False) if fs.exists(where) else []
+        steps = [entry for entry in entries if str(entry).rstrip("/").rpartition("/")[2].isdigit()]
+        return bool(steps) or files.read_file(self.file("result.json")) is not None
+
     def refuse_other_config(self, given: Config, task_options: TaskOptions) -> None:
         """Raises UserError when the run here would go on with a config that is not its own."""
         content = self.read_json("config.json")
-        if content is None:
+        if content is None or not self._holds_work:
             return
         saved = configs.from_dict(content, task_options)
         differ = configs.differences(saved, given)
@@ -122,11 +130,9 @@ class Workdir:
         """Raises UserError when the run here would go on with files that have changed since it
         began.
         """
-        saved = self.read_json("inputs.json")
-        changed = [
-            name for name in digests if saved is not None and saved.get(name) != digests[name]
-        ]
-        if changed:
+        saved = self.read_json("inputs.json") or digests
+        changed = [name for name in digests if saved.get(name) != digests[name]]
+        if changed and self._holds_work:
             raise UserError(
                 f"{self} holds a run that read something else: {', '.join(changed)} changed since "
                 "it began, under the "
@@ -147,6 +153,9 @@ class Workdir:
         """`model/`: the config.json and tokenizer files that describe the model without its
         weights.
         """
+        fs, where = files.locate(self.file("model"))
+        if fs.exists(where) and not self._holds_work:  # of a run that came to nothing
+            fs.rm(where, recursive=True)
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
             for path in sorted(Path(folder).iterdir()):

@@ -1,6 +1,7 @@
 """export on a finished run: what other tools load from it, and what never leaves."""
 
 import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +74,21 @@ def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, open
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out"], (
         "nothing half made is left"
     )
+
+
+def test_transformers_logits_are_compared_in_float32_whatever_the_run_computes_in(
+    finished, tmp_path, capsys
+):
+    pytest.importorskip("torch", reason="torch, the oracle, is not installed")
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["dtype"] = "bfloat16"
+    (workdir / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    export.main([f"--workdir={workdir}", f"--output={tmp_path}/out"])
+    said = capsys.readouterr().err
+    assert "Compute: bfloat16" in said
+    assert "transformers' logits equal to" in said
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -223,6 +223,20 @@ def test_resuming_with_other_rows_under_the_same_path_is_refused(split, unfinish
     assert runs.content(unfinished) == before
 
 
+def test_a_run_that_saved_nothing_blocks_no_other(finished, keys, tmp_path):
+    workdir = tmp_path / "run"
+    ignore = shutil.ignore_patterns("result.json", "checkpoints")
+    shutil.copytree(finished.workdir, workdir, ignore=ignore)
+    (workdir / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    (workdir / "model" / "vocab.txt").write_text("of another tokenizer")
+    rows = runs.table(tmp_path / "other.csv", runs.rows(40, seed=9))
+    other = {"optim.learning_rate": 0.5, "data.train": rows, "train.max_steps": 2}
+    runs.run(workdir, keys | other)
+    assert json.loads((workdir / "config.json").read_text())["optim"]["learning_rate"] == 0.5
+    assert [row["step"] for row in runs.metrics(workdir)][-1] == 2
+    assert not (workdir / "model" / "vocab.txt").exists()
+
+
 def test_without_a_workdir_a_run_goes_to_runs_in_the_current_folder(
     keys, tmp_path, monkeypatch, capsys
 ):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+import talk
 
 from jaxft.scoring import Scorer
 from jaxft.sharding import make_mesh
@@ -82,3 +83,21 @@ def test_splits_share_a_program_whatever_their_lengths(assembled):
         }
         plans = Scorer(experiment, splits)._plans.values()
         assert len({(plan.shape, plan.widths) for plan in plans}) == 1
+
+
+@pytest.mark.usefixtures("hurry")
+def test_answers_come_from_the_weights_that_host_memory_is_read_into(tmp_path):
+    data = talk.lines(tmp_path / "rows.jsonl", talk.questions())
+    raw = talk.recipe(talk.folder(tmp_path), data)
+    raw["task"] |= {"exact_match": "text", "generate_rows": 2, "max_new_tokens": 2}
+    found = []
+    for offload in (False, True):
+        run, matched = talk.begin({**raw, "optim": raw["optim"] | {"offload": offload}})
+        params = run.experiment.initial_state(run.optimizer, matched).params
+        run.scorer.compile(run.abstract.params)
+        programs = dict(run.scorer._programs)
+        assert programs, "before the first update, for whatever memory they need"
+        found.append(run.scorer.scores(params, "validation")[0])
+        assert run.scorer._programs == programs
+    assert "exact_match" in found[0]
+    assert found[1] == pytest.approx(found[0])

@@ -104,6 +104,22 @@ def test_a_run_that_has_saved_nothing_yet(refused, finished, tmp_path):
     assert "holds no checkpoint yet" in refused("evaluate", workdir=early)
 
 
+def test_a_run_is_opened_on_any_devices_its_weights_split_over_all(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["attention"] = "splash"
+    config["mesh"] = {"fsdp": 8, "data": 1, "zero_stage": 2}
+    (workdir / "config.json").write_text(json.dumps(config))
+    with open_trained(Workdir(str(workdir)), "best", lambda text: None) as trained:
+        table = trained.params["embeddings"]["word"]["table"]
+        assert {shard.data.size for shard in table.addressable_shards} == {table.size // 8}
+    capsys.readouterr()
+    runs.VERBS["evaluate"].main([f"--workdir={workdir}"])
+    result = json.loads(capsys.readouterr().out)
+    for name, value in finished.result["test"].items():
+        assert result[name] == pytest.approx(value, abs=OTHER_ORDER)
+
+
 def test_evaluate_refuses_rows_it_cannot_score(refused, tmp_path):
     assert "no such file" in refused("evaluate", "--data=nothing.csv")
     strange = runs.table(tmp_path / "strange.csv", [("a film", "ugly")])
@@ -250,4 +266,4 @@ def test_tokens_are_kept_under_one_key_however_often_a_run_starts(finished, tmp_
     for name in ("one", "two"):
         runs.run(tmp_path / name, keys)
     splits = 3
-    assert len(list((tmp_path / "cache").iterdir())) == splits
+    assert sum(path.is_dir() for path in (tmp_path / "cache").iterdir()) == splits, "beside locks"

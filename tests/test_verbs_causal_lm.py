@@ -133,6 +133,15 @@ def test_evaluate_scores_the_run_and_any_file(call, finished, tmp_path):
     assert json.loads(call("evaluate", f"--data={other}"))["loss"] > 1
 
 
+def test_rows_that_cannot_be_asked_are_refused_before_anything_is_written(tmp_path, capsys):
+    data = talk.lines(tmp_path / "rows.jsonl", talk.questions())
+    raw = talk.recipe(talk.folder(tmp_path), data)
+    raw["task"] |= {"exact_match": "number"}
+    message = runs.refused(capsys, "train", talk.words(raw, tmp_path / "run"))
+    assert "rows.jsonl line 1: task.exact_match=number finds no number in it" in message
+    assert not (tmp_path / "run").exists()
+
+
 # predict
 
 

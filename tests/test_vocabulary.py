@@ -13,9 +13,11 @@ import runs
 import talk
 from folders import tensors_of
 
-from jaxft import pretrained, train
+from jaxft import config as configs
+from jaxft import pretrained, tasks, train
 from jaxft.data.templates import with_template
 from jaxft.errors import UserError
+from jaxft.experiment import assemble
 from jaxft.models import Blueprint, dims_of
 from jaxft.nn.weights import Path as WeightPath
 from jaxft.sharding import AXES, Places, make_mesh
@@ -195,7 +197,7 @@ def test_the_runs_verbs_know_the_tokens(run, capsys, tmp_path):
     assert said["evaluate"][0]["loss"] == pytest.approx(result["validation"]["loss"], rel=1e-6)
     asked = [row["prompt"] for row in talk.questions()]
     assert [row["prompt"] for row in said["predict"]] == asked
-    assert all("<think>" not in row["completion"] for row in said["predict"])
+    assert all("<think>" not in row["model_completion"] for row in said["predict"])
 
     out = tmp_path / "out"
     runs.VERBS["export"].main([f"--workdir={root}/run", f"--output={out}"])
@@ -295,6 +297,25 @@ def test_tokens_without_rows_are_refused_until_they_are_named(larger, capsys, tm
     assert "there is none for '<5>', '<6>'" in runs.refused(
         capsys, "train", talk.words(raw, tmp_path / "run")
     )
+
+
+def test_a_vocabulary_that_tensor_cannot_split_is_said_with_what_mends_it(tmp_path):
+    data = talk.lines(tmp_path / "rows.jsonl", talk.questions())
+    raw = talk.recipe(talk.folder(tmp_path, "qwen3"), data)
+    raw["mesh"] = {"tensor": 2}
+
+    def said(tokens: int) -> list[str]:
+        lines: list[str] = []
+        raw["model"]["new_tokens"] = {f"<{i}>": None for i in range(tokens)}
+        assemble(configs.from_dict(copy.deepcopy(raw), tasks.options), lines.append)
+        return [line for line in lines if "mesh.tensor" in line]
+
+    assert said(0) == []
+    (line,) = said(7)
+    assert "mesh.tensor=2 does not divide the vocabulary of 267" in line
+    assert "1 more in model.new_tokens" in line
+    assert "would make it 268" in line
+    assert said(8) == []
 
 
 # from scratch

@@ -247,6 +247,13 @@ class Task(Options):
                 )
         return list(zip(self._prompts(asked, rows, tools), map(str, right), strict=True))
 
+    def compile(self, wanted: Sequence[tuple[list[int], str]], tools: Any) -> None:
+        """Compiles what `generated` will run; the weights may be abstract."""
+        if wanted:
+            stop = supervision.stop_ids(tools.tokenizer)
+            prompts = [prompt for prompt, _ in wanted]
+            tools.generate.compile(prompts, stop, Sampling(self.max_new_tokens))
+
     def generated(self, wanted: Sequence[tuple[list[int], str]], tools: Any) -> dict[str, float]:
         """The score of `exact_match`: the share of rows whose likeliest answer is right."""
         if not wanted:

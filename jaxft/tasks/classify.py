@@ -334,6 +334,9 @@ class Task:
         """No answers are written, so that none are asked for."""
         return ()
 
+    def compile(self, wanted: Sequence[Any], tools: Any) -> None:
+        """No answers are written."""
+
     def generated(self, wanted: Sequence[Any], tools: Any) -> dict[str, float]:
         """Scores of written answers: there are none."""
         return {}

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -90,3 +91,15 @@ def test_weights_are_not_bound_to_a_device(tiny_bert_folder):
     leaves = jax.tree.leaves(nnx.state(load_pretrained(tiny_bert_folder), nnx.Param))
     assert len(leaves) == 23
     assert not any(leaf.committed for leaf in leaves)
+
+
+def test_nothing_half_written_stays_where_a_value_is_not_finite(tiny_bert_folder, tmp_path):
+    model = load_pretrained(tiny_bert_folder)
+    save_pretrained(model, tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    bias = model.pooler.bias
+    bias[...] = jnp.full_like(bias[...], jnp.nan)
+    with pytest.raises(UserError, match=r"pooler\.dense\.bias has values that are not finite"):
+        save_pretrained(model, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
