@@ -82,7 +82,8 @@ def test_the_workers_of_a_tpu_slice_get_the_tracked_files_as_they_are(tmp_path):
 
 
 def test_the_jobset_gives_each_pod_its_place_and_the_command():
-    said = printed("jobset.sh", "tune", "--image=me/jaxft:1", "--hosts=4", "--gpus=8", "--", *FLAGS)
+    flags = [*FLAGS, "--config.data.delimiter=\t"]
+    said = printed("jobset.sh", "tune", "--image=me/jaxft:1", "--hosts=4", "--gpus=8", "--", *flags)
     assert said.startswith("# kubectl apply -f -")
     jobset = yaml.safe_load(said)
     assert jobset["metadata"]["name"] == "tune"
@@ -105,7 +106,7 @@ def test_the_jobset_gives_each_pod_its_place_and_the_command():
         f"--coordinator_address={job_name}-0.tune:8476",
         "--num_processes=4",
         "--process_id=3",
-        *FLAGS,
+        *flags,
     ]
 
 
