@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from jaxft.compilation import keep_compiled
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, reopen
 from jaxft.sharding import make_mesh
@@ -34,6 +35,7 @@ def open_trained(
         UserError: there is no run, no such checkpoint, or it cannot be read.
     """
     saved = workdir.require("config.json")
+    say(keep_compiled())
     with workdir.model_folder() as folder:
         experiment = reopen(saved, workdir.require("task.json"), folder, make_mesh(mesh), say)
     checkpoints = experiment.checkpoints(workdir.checkpoints, say, writes=False)
