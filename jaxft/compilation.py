@@ -23,7 +23,7 @@ def keep_compiled(folder: str | None = None) -> str:
     if named == "none" or (named is None and process_count() > 1):
         jax.config.update("jax_compilation_cache_dir", None)
         reason = "" if named else "; name a folder that all hosts share"
-        return f"Compilation cache: none (--compilation_cache_dir=FOLDER{reason})"
+        return f"Compilation cache: none (JAX_COMPILATION_CACHE_DIR=FOLDER{reason})"
     if named is None:
         named = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxft", "xla")
     if "://" not in named:
@@ -33,7 +33,7 @@ def keep_compiled(folder: str | None = None) -> str:
         except OSError as error:
             raise UserError(
                 f"The compilation cache {named} cannot be written ({error}): give "
-                "--compilation_cache_dir a folder, or none."
+                "JAX_COMPILATION_CACHE_DIR, or train's --compilation_cache_dir, a folder or none."
             ) from None
     jax.config.update("jax_compilation_cache_dir", named)
     return f"Compilation cache: {named}"

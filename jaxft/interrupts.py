@@ -8,8 +8,13 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C was heeded: everything is saved, and all processes leave in order."""
+class Stopped(SystemExit):
+    """A signal was heeded: everything is saved, and all processes leave in order, with the exit
+    code that a shell gives to who dies of it. A scheduler sees that there is more to do.
+    """
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(128 + received)
 
 
 class Interrupts:

@@ -15,15 +15,13 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the store has no public name; orbax too takes it from here
 
 from jaxft.errors import UserError
-from jaxft.interrupts import Stopped
+from jaxft.xla_flags import on_tpu
 
 MEET_S = 300
 """How long processes wait for each other at the start; pods and queues start them one by one."""
@@ -139,9 +137,7 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except Stopped:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # Stopped is neither: all leave in order
         if process_count() == 1:
             raise
         _fail(error)
@@ -228,5 +224,4 @@ def _in_cluster() -> bool:
     for names in _CLUSTERS:
         if names <= os.environ.keys():
             return any(int(os.environ[name]) > 1 for name in names & sizes)
-    on_tpu = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
-    return on_tpu and find_spec("libtpu") is not None
+    return on_tpu()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -53,27 +53,31 @@ def main(argv: list[str]) -> None:
     chosen = xla_flags.choose()
     start_processes(given.coordinator_address, given.num_processes, given.process_id)
     with together():
-        agree("command", {**configs.flatten(config), "--workdir": given.workdir}, SAME_COMMAND)
+        kept = keep_compiled(given.compilation_cache_dir)
+        cache = {"--compilation_cache_dir": jax.config.values["jax_compilation_cache_dir"]}
+        command = {**configs.flatten(config), "--workdir": given.workdir, **cache}
+        agree("command", command, SAME_COMMAND)
         leads = jax.process_index() == 0
         say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
         count, kind = len(jax.devices()), jax.devices()[0].device_kind
         say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
-        for line in (*chosen, keep_compiled(given.compilation_cache_dir)):
+        for line in (*chosen, kept):
             say(line)
         workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
         workdir.refuse_other_config(config, tasks.options)
         result = tell("result", workdir.read_json("result.json")) or train(
             config, workdir, say, given.plan
         )
-        if result is not None and leads:
+        if leads:
             summary.announce(result, workdir, say)
 
 
-def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, Any] | None:
-    """Runs to the end and returns what `result.json` holds; None when a signal stopped the run.
-    `plan` is the command that says what would fit.
+def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, Any]:
+    """Runs to the end and returns what `result.json` holds. `plan` is the command that says what
+    would fit.
 
     Raises:
+        Stopped: by a signal; the same command goes on.
         UserError: what the user can mend; whatever was reached is saved before.
     """
     experiment, splits, matched = assemble(config, say)
@@ -86,7 +90,7 @@ def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, An
             state, step = run.begin(matched)
             if not run.is_over(step):
                 state, step = run.loop(run.compile(step), state, step)
-            return run.finish(state, step) if run.is_over(step) else None
+            return run.finish(state, step)
     finally:
         run.checkpoints.close()
 
@@ -160,7 +164,10 @@ class Run(Parts):
     def loop(
         self, steps: dict[int, Callable], state: TrainState, start: int
     ) -> tuple[TrainState, int]:
-        """Updates until the run is over or a signal comes; returns the state and its step."""
+        """Updates until the run is over; returns the state and its step.
+
+        Raises: Stopped: a signal came, and all is saved.
+        """
         with ExitStack() as stack:
             recorder = self.recorder(start, stack)
             interrupts = stack.enter_context(Interrupts())
@@ -185,7 +192,6 @@ class Run(Parts):
                         return state, step
                     if leaving:
                         self._leave(recorder, interrupts, step)
-                        return state, step
             except NonFiniteLoss as error:
                 self._save(recorder, state, error.step - 1, None)
                 folder = summary.dump_batch(self.workdir, self.source, self.splits["train"], error)
@@ -262,16 +268,14 @@ class Run(Parts):
         recorder.log.flush()
         recorder.restart_clock(counting=True)
 
-    def _leave(self, recorder: Recorder, interrupts: Interrupts, step: int) -> None:
+    def _leave(self, recorder: Recorder, interrupts: Interrupts, step: int) -> NoReturn:
         self.checkpoints.wait()
         assert interrupts.received is not None
-        name = interrupts.received.name
         recorder.bar.say(
-            f"Stopped by {name} after step {step}, which is saved. The same command with "
-            f"--workdir={self.workdir} goes on."
+            f"Stopped by {interrupts.received.name} after step {step}, which is saved. The same "
+            f"command with --workdir={self.workdir} goes on."
         )
-        if name == "SIGINT":
-            raise Stopped
+        raise Stopped(interrupts.received)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jaxft.compilation import keep_compiled
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, reopen
 from jaxft.sharding import make_mesh
@@ -32,6 +33,7 @@ def open_trained(workdir: Workdir, step: str, say: Say) -> Iterator[Trained]:
         UserError: there is no run, no such checkpoint, or it cannot be read.
     """
     saved = workdir.require("config.json")
+    say(keep_compiled())
     with workdir.model_folder() as folder:
         mesh = make_mesh({"fsdp": -1})
         experiment = reopen(saved, workdir.require("task.json"), folder, mesh, say)

@@ -5,6 +5,7 @@ why each is here and which are not.
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 GPU = {
     "xla_gpu_enable_latency_hiding_scheduler": "true",
@@ -26,18 +27,24 @@ TPU_SLICES = {
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
 """For several slices, which meet over the data centre's network."""
+TPU_DEVICES = (Path("/dev/accel0"), Path("/dev/vfio/0"))
 _GPU_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin")
 
 
+def on_tpu() -> bool:
+    """Whether this host has a TPU and libtpu, which alone also compiles for TPUs elsewhere."""
+    return any(device.exists() for device in TPU_DEVICES) and find_spec("libtpu") is not None
+
+
 def choose() -> list[str]:
-    """Sets the flags of the hardware that JAX was installed for, and says which; call it before JAX
-    starts. A flag that the environment has already keeps its value.
+    """Sets the flags of GPUs where JAX was installed for them, and of a TPU that is here, and says
+    which; call it before JAX starts. A flag that the environment has already keeps its value.
     """
     said = []
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if any(map(find_spec, _GPU_PLUGINS)) and platforms in ("", "cuda", "gpu", "rocm"):
         said += _add("XLA_FLAGS", GPU)
-    if find_spec("libtpu") and platforms in ("", "tpu", "tpu,cpu"):
+    if on_tpu() and platforms in ("", "tpu", "tpu,cpu"):
         slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
         said += _add("LIBTPU_INIT_ARGS", TPU | (TPU_SLICES if slices > 1 else {}))
     return said

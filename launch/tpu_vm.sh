@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fine-tunes on every worker of a TPU slice by gcloud; the workers find each other by themselves.
 #   launch/tpu_vm.sh [--print] NAME --zone=ZONE [--project=P] -- --workdir=gs://BUCKET/run [flags of python -m jaxft.train]
-# The tracked files of this folder are copied to ~/jaxft on each worker, which makes its own .venv. Paths must be
-# gs:// or lie in this folder: the workers share no disk.
+# The tracked files of this folder, as they are now, are copied to ~/jaxft on each worker, which makes its own .venv.
+# Paths must be gs:// or lie in this folder: the workers share no disk.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 usage() {
@@ -34,6 +34,7 @@ run() {
 archive=$(mktemp -d)
 trap 'rm -r "$archive"' EXIT
 remote="mkdir -p jaxft && tar -xzf jaxft.tgz -C jaxft && cd jaxft && exec launch/local.sh$(printf ' %q' "$@")"
-run git archive --format=tar.gz --output="$archive/jaxft.tgz" HEAD
+changed=$(git stash create) # a commit of what differs from the last one, on no branch; empty where nothing does
+run git archive --format=tar.gz --output="$archive/jaxft.tgz" "${changed:-HEAD}"
 run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all "${where[@]}"
 run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${where[@]}" --command="$remote"

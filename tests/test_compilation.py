@@ -1,10 +1,9 @@
 """Compiled programs are kept between starts, where the user says."""
 
-import json
-
 import jax
 import pytest
 import runs
+from jobs import FASTER
 
 from jaxft import compilation
 from jaxft.compilation import keep_compiled
@@ -21,22 +20,22 @@ def cache_of_the_tests():
     jax.config.update(NAME, before)
 
 
-def test_the_second_start_compiles_less(tmp_path, tiny_bert_folder):
+def test_the_second_start_compiles_nothing_anew(tmp_path, tiny_bert_folder):
     keys = {"model.pretrained": tiny_bert_folder} | runs.tables(tmp_path)
     keys |= {"train.max_steps": 1, "train.eval_steps": 1, "optim.warmup_steps": 0}
-    took_s = []
+    environment = FASTER | {"JAX_NUM_CPU_DEVICES": "1"}
+    kept = []
     for number in range(2):
         words = [
             *runs.argv(keys, tmp_path / str(number)),
             f"--compilation_cache_dir={tmp_path}/xla",
         ]
-        _, err = (process := runs.start(words)).communicate(timeout=150)
+        _, err = (process := runs.start(words, **environment)).communicate(timeout=150)
         assert process.returncode == 0, err
         assert f"Compilation cache: {tmp_path}/xla" in err
-        result = json.loads((tmp_path / str(number) / "result.json").read_text())
-        took_s.append(result["compile_s"])
-    assert list((tmp_path / "xla").iterdir())
-    assert took_s[1] < 0.7 * took_s[0]
+        kept.append({path.name for path in (tmp_path / "xla").iterdir()})
+    assert any("train_step" in name for name in kept[0])
+    assert kept[1] == kept[0]
 
 
 @pytest.mark.parametrize(

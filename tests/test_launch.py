@@ -57,8 +57,33 @@ def test_every_worker_of_a_tpu_slice_runs_the_command():
     assert typed[typed.index("launch/local.sh") + 1 :] == FLAGS
 
 
+def test_the_workers_of_a_tpu_slice_get_the_tracked_files_as_they_are(tmp_path):
+    """A gcloud of ours keeps what it is told to copy."""
+    here, shipped, gcloud = tmp_path / "here", tmp_path / "shipped", tmp_path / "bin" / "gcloud"
+    shutil.copytree(LAUNCH, here / "launch")
+    for name in ("changed", "gone"):
+        (here / name).write_text("committed")
+    who = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "--message=all"]):
+        subprocess.run(["git", *words], cwd=here, check=True, timeout=60)
+    (here / "changed").write_text("not committed")
+    (here / "gone").unlink()
+    (here / "untracked").write_text("")
+    gcloud.parent.mkdir()
+    gcloud.write_text(f'#!/bin/sh\n[ "$4" = ssh ] || tar -xzf "$5" -C {shipped}\n')
+    gcloud.chmod(0o755)
+    shipped.mkdir()
+    path = f"{gcloud.parent}{os.pathsep}{os.environ['PATH']}"
+    words = ["bash", here / "launch" / "tpu_vm.sh", "pod", "--", *FLAGS]
+    subprocess.run(words, env=os.environ | {"PATH": path}, check=True, timeout=60)
+    assert {each.name for each in shipped.iterdir()} == {"launch", "changed"}
+    assert (shipped / "changed").read_text() == "not committed"
+    assert (here / "changed").read_text() == "not committed", "the work stays as it was"
+
+
 def test_the_jobset_gives_each_pod_its_place_and_the_command():
-    said = printed("jobset.sh", "tune", "--image=me/jaxft:1", "--hosts=4", "--gpus=8", "--", *FLAGS)
+    flags = [*FLAGS, "--config.data.delimiter=\t"]
+    said = printed("jobset.sh", "tune", "--image=me/jaxft:1", "--hosts=4", "--gpus=8", "--", *flags)
     assert said.startswith("# kubectl apply -f -")
     jobset = yaml.safe_load(said)
     assert jobset["metadata"]["name"] == "tune"
@@ -81,7 +106,7 @@ def test_the_jobset_gives_each_pod_its_place_and_the_command():
         f"--coordinator_address={job_name}-0.tune:8476",
         "--num_processes=4",
         "--process_id=3",
-        *FLAGS,
+        *flags,
     ]
 
 

@@ -87,7 +87,10 @@ def test_it_says_what_it_does_and_what_to_type_next(finished):
     expected = ["Model: ", "Task: classify, single label classification, 2 labels: bad, good"]
     expected += ["Weights: 23 from the checkpoint, 2 new", "Compute: float32, attention xla"]
     expected += ["NEW, initialised at random: classifier.weight [2, 32]", "MB of optimizer state"]
-    expected += ["Mesh data=8, fsdp=1, tensor=1; per device", "Compiled the update for 8 rows of"]
+    expected += [
+        "Mesh data=8, fsdp=1, context=1, tensor=1; per device",
+        "Compiled the update for 8 rows of",
+    ]
     expected += [
         "step 4: validation loss",
         "Done: 12 steps",

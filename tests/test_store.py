@@ -16,7 +16,7 @@ from jaxft import evaluate, hardware
 from jaxft import train as verb
 from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.plan import Plan
-from jaxft.interrupts import Interrupts
+from jaxft.interrupts import Interrupts, Stopped
 from jaxft.nn.remat import HOST
 from jaxft.sharding import make_mesh
 from jaxft.step import TrainState
@@ -144,7 +144,8 @@ def test_a_run_in_host_memory_stops_and_goes_on_bit_by_bit_and_equals_the_device
 
     with monkeypatch.context() as patch:
         patch.setattr(Interrupts, "stop", stop_at_7)
-        verb.main(runs.argv(keys, tmp_path / "halved"))
+        with pytest.raises(Stopped):
+            verb.main(runs.argv(keys, tmp_path / "halved"))
     runs.run(tmp_path / "halved", keys)
     said = capsys.readouterr().err
     assert "MB of parameters, in host memory" in said

@@ -9,15 +9,20 @@ from conftest import REPOSITORY
 
 from jaxft import xla_flags
 
-HERE = {"gpu": ("jax_cuda13_plugin",), "tpu": ("libtpu",), "cpu": ()}
+HERE = {"gpu": "jax_cuda13_plugin", "tpu": "libtpu", "cpu": "", "cpu with libtpu": "libtpu"}
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
     """Pretends that JAX was installed for some hardware, and nobody has said anything."""
 
     def make(kind: str) -> None:
-        monkeypatch.setattr(xla_flags, "find_spec", lambda name: name in HERE[kind])
+        found = {HERE[kind]: object()}
+        monkeypatch.setattr(xla_flags, "find_spec", found.get)
+        device = tmp_path / "accel0"
+        monkeypatch.setattr(xla_flags, "TPU_DEVICES", (tmp_path / "absent", device))
+        if kind == "tpu":
+            device.touch()
 
     for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_NUM_SLICES"):
         monkeypatch.setenv(name, "")
@@ -25,8 +30,9 @@ def machine(monkeypatch):
     return make
 
 
-def test_a_cpu_machine_gets_none(machine):
-    machine("cpu")
+@pytest.mark.parametrize("kind", ["cpu", "cpu with libtpu"])
+def test_a_cpu_machine_gets_none(kind, machine):
+    machine(kind)
     assert xla_flags.choose() == []
     assert not {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & os.environ.keys()
 
