@@ -34,7 +34,8 @@ run() {
 archive=$(mktemp -d)
 trap 'rm -r "$archive"' EXIT
 remote="mkdir -p jaxft && tar -xzf jaxft.tgz -C jaxft && cd jaxft && exec launch/local.sh$(printf ' %q' "$@")"
-changed=$(git stash create) # a commit of what differs from the last one, on no branch; empty where nothing does
+# A commit of what differs from the last one, on no branch; empty where nothing does.
+[ -n "${printing:-}" ] || changed=$(git stash create)
 run git archive --format=tar.gz --output="$archive/jaxft.tgz" "${changed:-HEAD}"
 run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all "${where[@]}"
 run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${where[@]}" --command="$remote"
