@@ -54,7 +54,7 @@ def compile_evaluation(sketch: Sketch) -> Program:
     """The program of one evaluation batch."""
     experiment = sketch.experiment
     batch = sketch.batch(sketch.evaluation_rows)
-    return _compile(sketch, experiment.eval_step(), experiment.abstract_params, batch)
+    return _compile(sketch, experiment.eval_step(), sketch.working, batch)
 
 
 def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Program:
