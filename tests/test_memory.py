@@ -1,19 +1,12 @@
 """What the TPU compiler says each way of saving memory saves; nothing runs on a TPU."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tpu
 
-ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.skipif(
-    find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is missing"
-)
+pytestmark = tpu.needs_libtpu
 LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH = 32, 256, 1024, 512, 4, 512
 TINY = {
     "vocab_size": VOCAB,
@@ -54,22 +47,8 @@ BFLOAT16, FLOAT32 = 2, 4
 def found() -> dict[str, dict[str, int]]:
     """Of each case the compiler's figures, for a small Llama on one chip."""
     shared = {"train.batch_size": ROWS, "data.max_length": LENGTH}
-    environment = {
-        **os.environ,
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, json.dumps([TINY, CASES, shared])],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+    printed = tpu.compiled(COMPILE, json.dumps([TINY, CASES, shared]))
+    return dict(json.loads(line) for line in printed.splitlines())
 
 
 def test_arguments_are_what_weights_and_moments_take(found):

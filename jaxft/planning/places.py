@@ -29,7 +29,7 @@ TOPOLOGIES = {
     **dict.fromkeys(("a100", "h100", "h200", "b200"), _GPUS),
 }
 """Chip -> layouts; of GPUs how many, on one host."""
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -127,7 +127,7 @@ def find(topology: str | None, *, compiling: bool = True) -> Place:
 def _by_libtpu(topology: str, layout: str) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
-    for key, value in _ENVIRONMENT.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     one = {"chips_per_host_bounds": (1, 1, 1)} if _sizes(layout) == 1 else {}
     try:

@@ -1,6 +1,5 @@
 """Estimated bytes against the compiler's, on eight CPU devices and for a TPU slice."""
 
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from plans import TINY_LLAMA, config, sketched
+from tpu import needs_libtpu
 
 from jaxft import plan
 from jaxft.planning import compiling, places
@@ -109,7 +109,6 @@ def test_checkpointing_accumulation_and_rows_change_the_estimate_as_they_should(
     assert split.parameters == pytest.approx(full.parameters, rel=0.05)
 
 
-needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 MIDDLE = TINY_LLAMA | {
     "vocab_size": 8192,
     "hidden_size": 512,
