@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
-from typing import Any
 
 import jax
 
 from jaxft.errors import UserError
-from jaxft.nn.losses import LOGITS_BYTES
 from jaxft.parts import Parts
-from jaxft.sharding import bytes_per_device
+from jaxft.planning.estimate import Estimator
+from jaxft.planning.sketch import Sketch
 
 
 @contextmanager
@@ -41,46 +39,14 @@ def explained(causes: Callable[[], Mapping[str, int]], plan_command: str) -> Ite
 
 
 def memory_by_cause(parts: Parts) -> dict[str, int]:
-    """Bytes on one device by what they are for; the weights' from their shardings, the rest from
-    the shapes of one micro-batch, with no split over `tensor`.
-    """
-    experiment, state = parts.experiment, parts.abstract
-    places = jax.tree.map(lambda x: x.sharding, state)
-    params = bytes_per_device(state.params, places.params)
-    micro_batches = parts.config.train.gradient_accumulation_steps
-    rows = parts.plan.shape[0] // micro_batches // experiment.row_shards
-    width = parts.plan.widths[-1]
-    causes = {
-        "parameters": params,
-        "gradients": params * (1 if micro_batches == 1 else 2),  # the sum and what is added to it
-        "optimizer state": bytes_per_device(state.opt_state, places.opt_state),
-        "activations kept for the backward pass": rows * _kept_per_row(parts, width),
+    """Bytes on one device by what they are for, by a plan's estimate."""
+    made = Sketch.of(parts)
+    footprint = Estimator(made)(made)
+    return {
+        "parameters": footprint.parameters,
+        "gradients": footprint.gradients,
+        "optimizer state": footprint.optimizer,
+        "activations kept for the backward pass": footprint.activations,
+        "logits, the head and its gradient": footprint.vocabulary,
+        "copies of weights and recomputed activations": footprint.workspace,
     }
-    if experiment.module.OUTPUT == "causal_lm":
-        logits = 4 * rows * width * experiment.drawn.dims.vocab_size
-        causes["logits of one chunk of the loss and their gradient"] = 2 * min(logits, LOGITS_BYTES)
-    return causes
-
-
-def _kept_per_row(parts: Parts, width: int) -> int:
-    """Bytes that the forward pass leaves for the backward pass, for each row of a micro-batch: what
-    two more rows per shard leave than one. Traced only; nothing is computed.
-    """
-    experiment = parts.experiment
-    batch, key = parts.source.empty(width), jax.eval_shape(jax.random.key, 0)
-
-    def kept(rows: int) -> int:
-        some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
-
-        def forward(params: Any, batch: Any, key: jax.Array) -> Any:
-            def loss(params: Any) -> jax.Array:
-                return experiment.task.loss(experiment.drawn.merge(params), batch, key)[0]
-
-            return jax.vjp(loss, params)[1]
-
-        with jax.set_mesh(experiment.mesh):
-            backward = jax.eval_shape(forward, parts.abstract.params, some, key)
-        return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
-
-    shards = experiment.row_shards
-    return (kept(2 * shards) - kept(shards)) // shards

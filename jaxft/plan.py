@@ -22,7 +22,7 @@ class PlanParser(flags.ConfigParser):
         add, plain = self.add_argument, Questions()
         add("--topology", metavar="T", help="such as v5e:4x4 or h100:8; by default this machine")
         add("--json", action="store_true", help="one JSON object in place of text")
-        add("--no-compile", action="store_true", help="estimates alone, in seconds")
+        add("--no_compile", action="store_true", help="estimates alone, in seconds")
         add("--rows", type=int, metavar="N", help="examples of the training set, if not at hand")
         add("--price", type=float, metavar="P", help="of a chip for an hour")
         add("--mfu", type=float, default=plain.mfu, help="share of the peak expected (%(default)s)")

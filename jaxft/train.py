@@ -27,7 +27,7 @@ from jaxft.history import History
 from jaxft.host import keep_freed_memory
 from jaxft.interrupts import Interrupts, Stopped
 from jaxft.memory_error import explained, memory_by_cause
-from jaxft.nn.weights import Tree
+from jaxft.nn.weights import Tree, unflatten
 from jaxft.parts import Parts
 from jaxft.pretrained import Match
 from jaxft.processes import agree, start_processes, tell, together, wait_for_all
@@ -112,13 +112,15 @@ class Run(Parts):
         self.say(summary.padding(self.plan))
         places = jax.tree.map(lambda x: x.sharding, self.abstract)
         params = bytes_per_device(self.abstract.params, places.params) / 1e6
+        split = unflatten(self.experiment.places.gradients)
+        grads = bytes_per_device(self.abstract.params, split) / 1e6
         moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6
         axes = ", ".join(f"{axis}={size}" for axis, size in self.experiment.mesh.shape.items())
         offloaded = self.config.optim.offload
-        gradients = "in host memory" if offloaded else "as much of gradients"
+        where, most = (", in host memory", "at most ") if offloaded else ("", "")
         self.say(
-            f"Mesh {axes}; per device {params:,.1f} MB of parameters, {gradients}, "
-            f"{moments:,.1f} MB of optimizer state" + (" there too" if offloaded else "")
+            f"Mesh {axes}; per device {params:,.1f} MB of parameters{where}, {most}{grads:,.1f} MB "
+            f"of gradients, {moments:,.1f} MB of optimizer state{where}"
         )
 
     def prepare_workdir(self) -> None:

@@ -1,21 +1,17 @@
 """What the TPU compiler says each way of saving memory saves; nothing runs on a TPU."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tpu
 
-ROOT = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.skipif(
-    find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is missing"
-)
+pytestmark = tpu.needs_libtpu
 LAYERS, WIDTH, MLP, VOCAB, ROWS, LENGTH = 32, 256, 1024, 512, 4, 512
 TINY = {
+    "model_type": "llama",
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
     "vocab_size": VOCAB,
     "hidden_size": WIDTH,
     "intermediate_size": MLP,
@@ -36,12 +32,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 COMPILE = """
 import json, sys
-sys.path.insert(0, "benchmarks")
-import one_chip
-tiny, cases, shared = json.loads(sys.argv[1])
-for name, keys in cases.items():
-    sketch = one_chip.sketch("v5p:1x1x1", one_chip.LLAMA_3_8B | tiny, shared | keys)
-    print(json.dumps([name, one_chip.sizes(sketch)]), flush=True)
+from dataclasses import asdict
+from jaxft import config as configs, tasks
+from jaxft.planning import places
+from jaxft.planning.compiling import compile_update
+from jaxft.planning.sketch import sketch
+place = places.find("v5p:1x1x1")
+for name, raw in json.loads(sys.argv[1]).items():
+    made = sketch(configs.from_dict(raw, tasks.options), place.devices, print, examples=1000)
+    print(json.dumps([name, asdict(compile_update(made))]), flush=True)
 """
 TOKENS = ROWS * LENGTH
 LAYER = 4 * WIDTH**2 + 3 * WIDTH * MLP
@@ -53,23 +52,19 @@ BFLOAT16, FLOAT32 = 2, 4
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, int]]:
     """Of each case the compiler's figures, for a small Llama on one chip."""
-    shared = {"train.batch_size": ROWS, "data.max_length": LENGTH}
-    environment = {
-        **os.environ,
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, json.dumps([TINY, CASES, shared])],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+    raw = {}
+    for name, keys in CASES.items():
+        raw[name] = {
+            "model": {"config": TINY},
+            "task": {"name": "causal_lm"},
+            "data": {"train": "none of it is read", "max_length": LENGTH},
+            "train": {"batch_size": ROWS},
+        }
+        for key, value in keys.items():
+            section, _, field = key.partition(".")
+            raw[name].setdefault(section, {})[field] = value
+    printed = tpu.compiled(COMPILE, json.dumps(raw))
+    return dict(json.loads(line) for line in printed.splitlines())
 
 
 def test_arguments_are_what_weights_and_moments_take(found):
@@ -79,21 +74,22 @@ def test_arguments_are_what_weights_and_moments_take(found):
         "dots, adafactor": FLOAT32,
     }.items():
         # Norms, batch, counts and adafactor's rows and columns beside them.
-        assert found[name]["device_arguments"] == pytest.approx(each * WEIGHTS, rel=0.02), name
+        assert found[name]["arguments_bytes"] == pytest.approx(each * WEIGHTS, rel=0.02), name
 
 
 def test_weights_and_moments_in_host_memory_leave_a_bfloat16_copy_and_gradients(found):
     offloaded, full = found["offload"], found["full"]
-    assert offloaded["host_arguments"] == pytest.approx(3 * FLOAT32 * WEIGHTS, rel=0.02)
-    assert offloaded["device_arguments"] < 0.001 * full["device_arguments"]
-    assert offloaded["host_temporaries"] == 0, "a second copy in the host's memory"
-    assert offloaded["copied_outputs"] < 1e5, "donation must hold in the host's memory too"
-    assert full["device_bytes"] - offloaded["device_bytes"] > 2 * FLOAT32 * WEIGHTS
+    assert offloaded["host_arguments_bytes"] == pytest.approx(3 * FLOAT32 * WEIGHTS, rel=0.02)
+    assert offloaded["arguments_bytes"] < 0.001 * full["arguments_bytes"]
+    assert offloaded["host_temporaries_bytes"] == 0, "a second copy in the host's memory"
+    assert offloaded["copied_bytes"] < 1e5, "donation must hold in the host's memory too"
+    saved = sum(full[k] - offloaded[k] for k in ("arguments_bytes", "temporaries_bytes"))
+    assert saved > 2 * FLOAT32 * WEIGHTS
 
 
 def test_checkpointing_saves_activations(found):
     full, dots, none = (
-        found[name]["device_temporaries"] for name in ("full", "dots, adafactor", "none")
+        found[name]["temporaries_bytes"] for name in ("full", "dots, adafactor", "none")
     )
     matmuls = TOKENS * (3 * WIDTH + WIDTH + 2 * MLP) * BFLOAT16 * LAYERS
     assert dots - full > 0.8 * matmuls
@@ -110,7 +106,7 @@ def test_a_kept_activation_takes_its_place_where_it_is_kept(found):
         )
     )
     stack = TOKENS * WIDTH * BFLOAT16 * LAYERS
-    assert kept["device_temporaries"] - full["device_temporaries"] > 0.6 * stack
-    assert full["device_temporaries"] - host["device_temporaries"] > 0.6 * stack
-    assert host["host_temporaries"] == pytest.approx(stack, rel=0.01)
-    assert full["host_temporaries"] == 0
+    assert kept["temporaries_bytes"] - full["temporaries_bytes"] > 0.6 * stack
+    assert full["temporaries_bytes"] - host["temporaries_bytes"] > 0.6 * stack
+    assert host["host_temporaries_bytes"] == pytest.approx(stack, rel=0.01)
+    assert full["host_temporaries_bytes"] == 0

@@ -81,7 +81,7 @@ def test_a_run_on_this_machine_is_compiled_and_counted(call, tiny_bert_folder, h
 
 
 def test_the_text_begins_with_the_answer(call):
-    words = (LLAMA, "--no-compile", "--rows=1000", "--price=1.2")
+    words = (LLAMA, "--no_compile", "--rows=1000", "--price=1.2")
     code, out, _ = call("--topology=v5e:2x4", *words)
     lines = out.splitlines()
     assert code == 0
@@ -95,7 +95,7 @@ def test_the_text_begins_with_the_answer(call):
 
 
 def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):
-    words = (LLAMA, "--topology=v5e:2x2", "--no-compile", "--json", "--config.mesh.fsdp=1")
+    words = (LLAMA, "--topology=v5e:2x2", "--no_compile", "--json", "--config.mesh.fsdp=1")
     code, out, _ = call(*words, "--config.mesh.data=-1")
     report = json.loads(out)
     assert code == 1
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):
     assert code == 0
     peak = report["suggestions"][0]["estimated_peak_bytes_per_device"]
     assert again["peak_bytes_per_device"] == peak
-    code, out, _ = call(LLAMA.replace("1b", "70b"), "--topology=v5e:1x1", "--no-compile")
+    code, out, _ = call(LLAMA.replace("1b", "70b"), "--topology=v5e:1x1", "--no_compile")
     assert code == 1
     assert out.startswith("DOES NOT FIT")
     assert "parameters, gradients and optimizer state" in out
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):
 
 
 def test_price_time_and_operations_follow_from_each_other(call):
-    words = (LLAMA, "--topology=v5e:2x4", "--no-compile", "--json", "--rows=16000")
+    words = (LLAMA, "--topology=v5e:2x4", "--no_compile", "--json", "--rows=16000")
     _, out, _ = call(*words, "--price=2", "--mfu=0.5")
     one = json.loads(out)
     _, out, _ = call(*words, "--price=2", "--mfu=0.25")
@@ -140,11 +140,37 @@ def test_gpus_are_planned_for_without_a_compiler(call):
     assert report["device_kind"] == "NVIDIA H100"
 
 
+def test_what_fits_with_the_hosts_memory_is_found_without_a_compiler(call):
+    words = (LLAMA.replace("1b", "8b"), "--topology=h100:2", "--json")
+    code, out, _ = call(*words)
+    report = json.loads(out)
+    assert code == 1
+    assert report["estimate"]["host"] == 0
+    flags_that_fit = next(
+        one["flags"]
+        for one in report["suggestions"]
+        if "--config.optim.offload=True" in one["flags"]
+    )
+    code, out, _ = call(*words, *flags_that_fit)
+    report = json.loads(out)
+    assert code == 0
+    assert report["estimate"]["host"] * 2 == pytest.approx(12 * report["parameters"]["total"], 1e-3)
+
+
+def test_offloaded_weights_are_compiled_for(call, tiny_bert_folder, hurry):
+    finished = runs.finished(tiny_bert_folder)
+    code, out, _ = call(*runs.argv(finished.keys), "--json", "--config.optim.offload=true")
+    report = json.loads(out)
+    assert code == 0
+    assert report["evaluation"]["peak_bytes"] >= report["estimate"]["parameters"]
+    assert report["estimate"]["host"] == report["checkpoint_bytes"] - 4 - 8
+
+
 BAD = {
     ("--topology=v9:2x2",): "v9:2x2 is not known; there is",
     ("--topology=v5e:3x3",): "v5e:{1x1,2x2",
-    ("--topology=v5e:4x4", "--no-compile", "--config.mesh.fsdp=3"): "do not multiply to the 16",
-    ("--topology=v5p:4x4x4", "--no-compile", "--config.mesh.fsdp=2", "--config.mesh.data=32"): (
+    ("--topology=v5e:4x4", "--no_compile", "--config.mesh.fsdp=3"): "do not multiply to the 16",
+    ("--topology=v5p:4x4x4", "--no_compile", "--config.mesh.fsdp=2", "--config.mesh.data=32"): (
         "cannot be laid on the sides"
     ),
     ("--config=configs/bert_cls.py:bert-huge",): "'bert-huge' is no model",
@@ -172,11 +198,11 @@ def test_without_libtpu_a_topology_says_what_to_install(call, monkeypatch):
     code, _, err = call(LLAMA, "--topology=v5e:2x2")
     assert code == 2
     assert "jaxft[tpu]" in err
-    assert "--no-compile" in err
+    assert "--no_compile" in err
 
 
 def test_neither_data_nor_tokenizer_need_be_there(call, tmp_path):
-    words = ("--topology=v5e:2x2", "--no-compile", "--json", "--config.data.train=none")
+    words = ("--topology=v5e:2x2", "--no_compile", "--json", "--config.data.train=none")
     code, out, _ = call("--config=configs/bert_cls.py:bert-base", *words)
     report = json.loads(out)
     assert code == 0

@@ -103,7 +103,7 @@ def test_it_says_what_it_does_and_what_to_type_next(finished):
 
 def test_bytes_per_device_are_those_that_devices_hold(finished):
     said = re.search(
-        r"per device ([\d.]+) MB of parameters, as much of gradients, ([\d.]+) MB", finished.said
+        r"per device ([\d.]+) MB of parameters, \1 MB of gradients, ([\d.]+) MB", finished.said
     )
     arrays = runs.arrays(finished.workdir, 12)
     params = sum(array.nbytes for name, array in arrays.items() if name.startswith("['params']"))

@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from jaxft import xla_flags
+from jaxft.planning.places import ENVIRONMENT
 
 HERE = {"gpu": "jax_cuda13_plugin", "tpu": "libtpu", "cpu": "", "cpu with libtpu": "libtpu"}
 
@@ -100,8 +101,7 @@ os.environ["LIBTPU_INIT_ARGS"] = os.environ["GIVEN"]
 from jax.experimental import topologies
 topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
 """
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    done = ended(program, GIVEN=" ".join(words), **quiet)
+    done = ended(program, GIVEN=" ".join(words), **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    unknown = ended(program, GIVEN=" ".join([*words, "--xla_tpu_no_such_flag=true"]), **quiet)
+    unknown = ended(program, GIVEN=" ".join([*words, "--xla_tpu_no_such_flag=true"]), **ENVIRONMENT)
     assert "Unknown command line flag" in unknown.stderr, "it would have said so"

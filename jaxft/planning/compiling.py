@@ -26,12 +26,19 @@ class Program:
     """As the compiler counts it; where it refuses, as much as it says it would need."""
     arguments_bytes: int
     temporaries_bytes: int
-    host_bytes: int
     compile_s: float
+    host_arguments_bytes: int = 0
+    host_temporaries_bytes: int = 0
+    copied_bytes: int = 0
+    """Of results that take no argument's place, in any memory."""
     collectives: tuple[Collective, ...] | None = None
     """None where they could not be read, or there is no program."""
     refused: str = ""
     """Why there is no program."""
+
+    @property
+    def host_bytes(self) -> int:
+        return self.host_arguments_bytes + self.host_temporaries_bytes
 
     @property
     def needed_bytes(self) -> int:
@@ -54,7 +61,7 @@ def compile_evaluation(sketch: Sketch) -> Program:
     """The program of one evaluation batch."""
     experiment = sketch.experiment
     batch = sketch.batch(sketch.evaluation_rows)
-    return _compile(sketch, experiment.eval_step(), experiment.abstract_params, batch)
+    return _compile(sketch, experiment.eval_step(), sketch.working, batch)
 
 
 def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Program:
@@ -70,7 +77,7 @@ def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Progr
         size = _REFUSED.search(str(error))
         needed = int(float(size[1]) * _UNITS[size[2]]) if size else 0
         took_s = time.perf_counter() - began_s
-        return Program(needed, 0, 0, 0, took_s, refused=str(error).splitlines()[0])
+        return Program(needed, 0, 0, took_s, refused=str(error).splitlines()[0])
     took_s = time.perf_counter() - began_s
     memory = compiled.memory_analysis()
     apart = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -85,8 +92,10 @@ def _compile(sketch: Sketch, step: jax.stages.Wrapped, *arguments: Any) -> Progr
         peak_bytes=memory.peak_memory_in_bytes if on_tpu else together,
         arguments_bytes=memory.argument_size_in_bytes,
         temporaries_bytes=memory.temp_size_in_bytes,
-        host_bytes=memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
         compile_s=took_s,
+        host_arguments_bytes=memory.host_argument_size_in_bytes,
+        host_temporaries_bytes=memory.host_temp_size_in_bytes,
+        copied_bytes=apart + memory.host_output_size_in_bytes - memory.host_alias_size_in_bytes,
         collectives=found,
     )
 

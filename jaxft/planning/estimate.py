@@ -5,7 +5,6 @@ keep, split as rows and heads are; the rest are rules that were read off compile
 `tests/planning/test_estimate.py` holds them to the compiler's numbers.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
@@ -13,12 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from jaxft.nn.losses import LOGITS_BYTES
-from jaxft.nn.weights import Path, Weight, flatten, unflatten
+from jaxft.nn.weights import Weight, unflatten
 from jaxft.planning.sketch import Sketch
-from jaxft.step import TrainState
 
 ON_DEVICE = (None, "device")
 """Memory kinds that count; the others are the host's."""
@@ -59,7 +56,39 @@ class _Kept:
 
     bytes_per_row: float
     shape: tuple[int, ...]
-    """Without the rows."""
+    """With one row."""
+    on_host: bool
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Bytes for one device of weights and of what there is one of for each."""
+
+    params: int
+    """That the model computes with."""
+    grads: int
+    summed: int
+    """Gradients as they are added up over micro-batches."""
+    moments: int
+    host: int
+
+    @classmethod
+    def by(cls, sketch: Sketch) -> "_Held":
+        experiment, working = sketch.experiment, sketch.working
+        state = experiment.abstract_state(experiment.optimizer(sketch.steps or 1000))
+        places = unflatten(experiment.places.gradients)
+        grads = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), working, places
+        )
+        summed = jax.tree.map(lambda x: x.update(dtype=jnp.float32), grads)
+        near, far = _bytes(state.opt_state)
+        return cls(
+            params=_bytes(working)[0],
+            grads=_bytes(grads)[0],
+            summed=_bytes(summed)[0],
+            moments=near,
+            host=far + _bytes(state.params)[1],
+        )
 
 
 class Estimator:
@@ -69,15 +98,14 @@ class Estimator:
         self._drawn, self._task = sketch.experiment.drawn, sketch.experiment.task
         self._batch = sketch.batch
         self._kept: dict[str, list[_Kept]] = {}
-        self._held: dict[Any, TrainState] = {}
+        self._held: dict[Any, _Held] = {}
 
     def __call__(self, sketch: Sketch) -> Footprint:
         """The footprint of an update."""
         experiment, config = sketch.experiment, sketch.config
-        moments, host = self._state(sketch)
-        params, grads, summed = self._near(sketch)
-        if config.train.gradient_accumulation_steps == 1:
-            summed = 0
+        held = self._hold(sketch)
+        params, grads = held.params, held.grads
+        summed = held.summed if config.train.gradient_accumulation_steps > 1 else 0
         rows = _rows(sketch)
         mode, tensor = config.model.activation_checkpointing, experiment.mesh.shape["tensor"]
         activations = rows * self._activations(mode, tensor)
@@ -88,7 +116,7 @@ class Estimator:
         vocabulary = self._vocabulary(sketch)
         copies = 0.0 if config.optim.offload else self._copies(sketch, params)
         in_flight = self._whole_layers(sketch)
-        fixed = params + moments + summed
+        fixed = params + held.moments + summed
         phases = {
             "loss": activations + copies + vocabulary["loss"],
             "layers": grads + activations + copies + in_flight + recomputed + vocabulary["layers"],
@@ -96,17 +124,17 @@ class Estimator:
         return Footprint(
             parameters=params,
             gradients=grads + summed,
-            optimizer=moments,
+            optimizer=held.moments,
             activations=round(activations),
             vocabulary=round(max(vocabulary.values())),
             workspace=round(copies + in_flight + recomputed),
             peak=round(fixed + max(phases.values())),
-            host=host,
+            host=held.host + round(rows * self._activations(mode, tensor, on_host=True)),
         )
 
     def evaluation(self, sketch: Sketch) -> int:
         """About the peak of an evaluation: no gradients, no moments, one layer at work."""
-        params, _, _ = self._near(sketch)
+        params = self._hold(sketch).params
         rows = sketch.evaluation_rows / _token_shards(sketch)
         tensor = sketch.experiment.mesh.shape["tensor"]
         layer = rows * self._activations("none", tensor) / self._layers
@@ -124,39 +152,15 @@ class Estimator:
     def _itemsize(self) -> int:
         return jnp.dtype(self._drawn.compute.dtype).itemsize
 
-    def _state(self, sketch: Sketch) -> tuple[int, int]:
-        """Bytes of the optimizer's state on a device; of it and the parameters on the host."""
-        abstract = self._abstract(sketch)
-        (_, params), (moments, more) = map(_held, (abstract.params, abstract.opt_state))
-        return moments, params + more
-
-    def _abstract(self, sketch: Sketch) -> TrainState:
-        experiment, config = sketch.experiment, sketch.config
-        key = (config.mesh, repr(config.optim))
+    def _hold(self, sketch: Sketch) -> _Held:
+        """What no batch changes: neighbours share it."""
+        key = (sketch.config.mesh, repr(sketch.config.optim))
         if key not in self._held:
-            optimizer = experiment.optimizer(sketch.steps or 1000)
-            self._held[key] = experiment.abstract_state(optimizer)
+            self._held[key] = _Held.by(sketch)
         return self._held[key]
 
-    def _near(self, sketch: Sketch) -> tuple[int, int, int]:
-        """Bytes on a device of the weights that the model computes with, of their gradients, and of
-        those as they are summed over micro-batches.
-        """
-        experiment = sketch.experiment
-        near = replace(experiment.places, memory_kind=None)
-        working = jax.eval_shape(experiment.store.working, self._abstract(sketch).params)
-        leaves = dict(flatten(working))
-
-        def bytes_of(places: Mapping[Path, NamedSharding], itemsize: int | None = None) -> int:
-            return sum(
-                prod(places[path].shard_shape(leaf.shape)) * (itemsize or leaf.dtype.itemsize)
-                for path, leaf in leaves.items()
-            )
-
-        return bytes_of(near.params), bytes_of(near.gradients), bytes_of(near.gradients, 4)
-
-    def _activations(self, mode: str, tensor: int) -> float:
-        """Bytes of a row on one device. What is as wide as the model is on all of `tensor`."""
+    def _activations(self, mode: str, tensor: int, *, on_host: bool = False) -> float:
+        """Bytes of a row for one device. What is as wide as the model is on all of `tensor`."""
         if mode not in self._kept:
             self._kept[mode] = self._keeps(mode)
         whole = self._width
@@ -168,6 +172,7 @@ class Estimator:
                 else tensor
             )
             for kept in self._kept[mode]
+            if kept.on_host == on_host
         )
 
     @cached_property
@@ -199,18 +204,19 @@ class Estimator:
 
             return jax.vjp(loss, params)[1]
 
-        def sizes(rows: int) -> list[jax.ShapeDtypeStruct]:
+        def sizes(rows: int) -> list[Any]:
             plain = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._batch(rows)
             )
             key = jax.eval_shape(lambda: jax.random.key(0))
-            return jax.tree.leaves(jax.eval_shape(pull, unflatten(params), plain, key))
+            return jax.make_jaxpr(pull)(unflatten(params), plain, key).out_avals
 
         kept = []
         for one, two in zip(sizes(1), sizes(2), strict=True):
             grows = prod(two.shape) - prod(one.shape)
             if grows:
-                kept.append(_Kept(grows * one.dtype.itemsize, one.shape))
+                on_host = one.memory_space == jax.memory.Space.Host
+                kept.append(_Kept(grows * one.dtype.itemsize, one.shape, on_host))
         return kept
 
     def _copies(self, sketch: Sketch, params: int) -> float:
@@ -271,7 +277,7 @@ def _is_vocabulary_head(weight: Weight) -> bool:
     return weight.in_head and "vocab" in weight.axes and weight.kind == "kernel"
 
 
-def _held(tree: Any) -> tuple[int, int]:
+def _bytes(tree: Any) -> tuple[int, int]:
     """Bytes of one shard of every leaf, on the device and on the host."""
     device = host = 0
     for leaf in jax.tree.leaves(tree):

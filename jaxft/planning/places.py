@@ -16,6 +16,7 @@ import jax
 
 from jaxft.chips import CHIPS, Chip, of_kind
 from jaxft.errors import UserError
+from jaxft.nn.remat import HOST
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -28,7 +29,7 @@ TOPOLOGIES = {
     **dict.fromkeys(("a100", "h100", "h200", "b200"), _GPUS),
 }
 """Chip -> layouts; of GPUs how many, on one host."""
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -59,6 +60,24 @@ class Place:
         return self.devices[0].device_kind
 
 
+class _Memory(str):
+    """As much of a `jax.Memory` as is asked for; JAX takes that of a device it does not know for
+    the name of its kind.
+    """
+
+    @property
+    def kind(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class _Client:
+    """As much of the client of a `jax.Device`."""
+
+    def process_index(self) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
 class _Described:
     """As much of a `jax.Device` as a mesh and its shardings ask for."""
@@ -70,8 +89,15 @@ class _Described:
     core_on_chip: int
     process_index: int = 0
     slice_index: int = 0
-    client: Any = None
+    client: _Client = _Client()
     compute_capability: str = "9.0"
+
+    def default_memory(self) -> _Memory:
+        return _Memory("device")
+
+    def addressable_memories(self) -> list[_Memory]:
+        """TPUs and GPUs have both."""
+        return [self.default_memory(), _Memory(HOST)]
 
 
 def find(topology: str | None, *, compiling: bool = True) -> Place:
@@ -92,7 +118,7 @@ def find(topology: str | None, *, compiling: bool = True) -> Place:
     if find_spec("libtpu") is None:
         raise UserError(
             f"--topology={topology} needs the TPU compiler, which is not installed: "
-            "pip install 'jaxft[tpu]'. It needs no TPU. --no-compile plans without it, by "
+            "pip install 'jaxft[tpu]'. It needs no TPU. --no_compile plans without it, by "
             "estimates alone."
         )
     return Place(topology, _by_libtpu(topology, layout), chip, int(chip.hbm_bytes), True)
@@ -101,7 +127,7 @@ def find(topology: str | None, *, compiling: bool = True) -> Place:
 def _by_libtpu(topology: str, layout: str) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
-    for key, value in _ENVIRONMENT.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     one = {"chips_per_host_bounds": (1, 1, 1)} if _sizes(layout) == 1 else {}
     try:

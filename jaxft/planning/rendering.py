@@ -133,9 +133,13 @@ def _memory(report: Report) -> Iterator[tuple[str, str]]:
         elif program is not None:
             both = program.arguments_bytes + program.temporaries_bytes
             said = f"the compiler's peak; arguments + temporaries are {_gb(both)} GB"
-            if report.place.devices[0].platform != "tpu":
+            if program.host_bytes:
+                said = "the compiler's arguments + temporaries"
+            elif report.place.devices[0].platform != "tpu":
                 said = "the compiler's arguments, temporaries and results"
-            yield name, f"{_gb(program.peak_bytes):>7} GB  {said}"
+            if program.host_bytes:
+                said += f"; {_gb(program.host_bytes)} GB in the host's memory"
+            yield name, f"{_gb(program.needed_bytes):>7} GB  {said}"
 
 
 def _update(report: Report) -> Iterator[tuple[str, str]]:

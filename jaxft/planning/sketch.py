@@ -19,6 +19,7 @@ from jaxft.data.plan import Plan
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.nn.tokens import Batch
+from jaxft.nn.weights import Tree, unflatten
 from jaxft.parts import Parts
 from jaxft.shapes import SHAPES, fields_of
 from jaxft.workdir import Workdir
@@ -52,6 +53,14 @@ class Sketch:
     """None: the data are not at hand, or not the tokenizer."""
     examples: int | None
     """Of the training split; None where nobody knows."""
+
+    @classmethod
+    def of(cls, parts: Parts) -> "Sketch":
+        """Of a run that is made."""
+        plan, split = parts.plan, parts.splits["train"]
+        rows, slots = plan.shape
+        layout = Layout(rows, slots, plan.widths[-1], parts.config.train.batch_size)
+        return cls(parts.experiment, split, layout, plan, len(split))
 
     @property
     def config(self) -> Config:
@@ -89,6 +98,16 @@ class Sketch:
             return None
         return Schedule.of(self.config, ceil(self.examples / train.batch_size)).total
 
+    @property
+    def working(self) -> Tree:
+        """The weights that the model computes with, as shapes with shardings."""
+        experiment = self.experiment
+        shapes = jax.eval_shape(experiment.store.working, experiment.abstract_params)
+        near = unflatten(replace(experiment.places, memory_kind=None).params)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, near
+        )
+
     def batch(self, rows: int) -> Batch:
         """A batch of so many rows as shapes with shardings."""
         one = BatchSource(
@@ -125,10 +144,8 @@ def sketch(config: Config, devices: Sequence[Any], say: Say, examples: int | Non
         say("Reading the data")
         here = replace(config, model=model, data=data)
         experiment, splits, _ = assemble(here, _quiet, devices)
-        plan, split = Parts(experiment, splits, Workdir("plan"), _quiet).plan, splits["train"]
-        rows, slots = plan.shape
-        layout = Layout(rows, slots, plan.widths[-1], config.train.batch_size)
-        return Sketch(replace(experiment, config=config), split, layout, plan, len(split))
+        made = Sketch.of(Parts(experiment, splits, Workdir("plan"), _quiet))
+        return replace(made, experiment=replace(experiment, config=config))
     if data is not None and examples is None:
         module = tasks.named(config.task.name)
         examples = len(read_splits(module, data, config.seed, _quiet)["train"].dataset)

@@ -31,8 +31,7 @@ CHANGES: dict[str, dict[Any, float]] = {
     "train.batch_size": {0.5: 4.0, 0.25: 4.5, 0.125: 5.0},
 }
 """Key -> what it may become and how far away that is: what keeps the result comes before what
-changes it. A batch size is a share of the given one. Keys or values that the schema lacks are left
-out; multiples of what is set already are meant for accumulation.
+changes it. A batch size is a share of the given one; accumulation a multiple.
 """
 MESH_COSTS = {"fsdp": 1.0, "tensor": 1.5, "context": 2.0}
 """Of a mesh whose split over these is another."""
@@ -109,8 +108,6 @@ def _neighbours(sketch: Sketch, place: Place) -> Iterator[tuple[float, dict[str,
     config = sketch.config
     options: list[list[tuple[float, dict[str, Any]]]] = [_meshes(sketch)]
     for name, choices in CHANGES.items():
-        if name not in table:
-            continue
         now = _get(config, name)
         allowed: list[tuple[float, dict[str, Any]]] = [(0.0, {})]
         for choice, cost in choices.items():

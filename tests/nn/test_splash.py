@@ -1,16 +1,12 @@
 """Splash attention equals the reference in Pallas' interpreter, and compiles for a TPU slice."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from math import prod
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tpu
 
 from jaxft.nn.attention import Side, attention
 from jaxft.nn.splash import splash_attention
@@ -98,16 +94,6 @@ print("compiled")
 """
 
 
-@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is missing")
+@tpu.needs_libtpu
 def test_it_compiles_for_two_tpu_slices_that_split_rows_tokens_and_heads():
-    environment = {
-        **os.environ,
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "compiled", done.stderr[-2000:]
+    assert tpu.compiled(COMPILE).strip() == "compiled"

@@ -1,6 +1,5 @@
 """Estimated bytes against the compiler's, on eight CPU devices and for a TPU slice."""
 
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,30 +8,64 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from plans import TINY_LLAMA, config, sketched
+from tpu import needs_libtpu
 
 from jaxft import plan
 from jaxft.planning import compiling, places
-from jaxft.planning.compiling import compile_update
+from jaxft.planning.compiling import compile_evaluation, compile_update
 from jaxft.planning.estimate import Estimator
 from jaxft.sharding import make_mesh
 
-SPLITS = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+WAYS: dict[str, dict[str, Any]] = {
+    "whole": {"mesh__data": 8, "mesh__fsdp": 1},
+    "split": {"mesh__fsdp": 8},
+    "on all axes": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2},
+    "tokens": {"mesh__fsdp": 2, "mesh__context": 4},
+    "zero 2": {"mesh__fsdp": 8, "mesh__zero_stage": 2},
+    "offload": {"mesh__fsdp": 8, "optim__offload": True, "model__dtype": "bfloat16"},
+}
 ON_TPU = 0.15
 """By how much an estimate may miss the TPU compiler's peak."""
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_parameters_and_optimizer_state_are_the_programs_arguments(split, hurry):
-    data, fsdp, tensor = split
-    made = sketched(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_and_optimizer_state_are_the_programs_arguments(way, hurry):
+    made = sketched(**WAYS[way])
     footprint, program = Estimator(made)(made), compile_update(made)
-    rows = made.rows // (data * fsdp)
-    # ids, segments, positions, answers and which are learnt; Llama reads nothing else of a batch.
-    batch = 5 * 4 * rows * made.width
+    # ids, segments, positions, answers and which are learnt; Llama reads nothing else of a batch,
+    # whose tokens are split when it is there.
+    batch = 5 * 4 * made.rows // made.experiment.row_shards * made.width
     counters = 4 + 4  # of the state and of the call
-    held = footprint.parameters + footprint.optimizer
-    assert held + batch + counters == program.arguments_bytes
-    assert footprint.gradients == footprint.parameters
+    # A CPU's program does not tell the host's memory from its own.
+    kept = footprint.host or footprint.parameters
+    assert kept + footprint.optimizer + batch + counters == program.arguments_bytes
+
+
+def test_gradients_lie_as_they_are_split_and_the_working_copy_is_rounded():
+    split, zero_2, offload = (
+        Estimator(made)(made)
+        for made in (sketched(**WAYS[k]) for k in ("split", "zero 2", "offload"))
+    )
+    assert split.gradients == split.parameters == zero_2.gradients
+    assert zero_2.parameters > 7 * split.parameters
+    assert offload.gradients == offload.parameters < 0.7 * split.parameters
+    assert offload.host == pytest.approx(3 * split.parameters, rel=1e-3)
+
+
+def test_an_evaluation_of_offloaded_weights_takes_their_working_copy(hurry):
+    made = sketched(**WAYS["offload"])
+    program, footprint = compile_evaluation(made), Estimator(made)(made)
+    batch = 5 * 4 * made.evaluation_rows // made.experiment.row_shards * made.width
+    assert program.arguments_bytes == pytest.approx(footprint.parameters + batch, abs=8)
+
+
+def test_activations_kept_on_the_host_are_not_on_the_device():
+    near = sketched()
+    far = sketched(model__kept_activations={"block_input": "host"})
+    near, far = Estimator(near)(near), Estimator(far)(far)
+    moved = 2 * 128 * 4 * TINY_LLAMA["hidden_size"] * TINY_LLAMA["num_hidden_layers"]
+    assert far.host == near.activations - far.activations == near.peak - far.peak == moved
+    assert near.host == 0
 
 
 def test_the_optimizers_state_is_what_the_optimizer_keeps():
@@ -76,7 +109,6 @@ def test_checkpointing_accumulation_and_rows_change_the_estimate_as_they_should(
     assert split.parameters == pytest.approx(full.parameters, rel=0.05)
 
 
-needs_libtpu = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 MIDDLE = TINY_LLAMA | {
     "vocab_size": 8192,
     "hidden_size": 512,
@@ -105,9 +137,13 @@ def test_the_estimate_is_near_the_tpu_compilers_peak(compiled):
 
 
 @needs_libtpu
-def test_an_update_on_a_tpu_sends_the_layers_in_loops_and_nothing_all_to_all(compiled):
+def test_an_update_on_a_tpu_sends_the_layers_in_loops_and_only_words_all_to_all(compiled):
     sent = compiled.sent
-    assert not {kind for kind in sent if "all-to-all" in kind}
+    exchanged = [c for c in compiled.update.collectives if "all-to-all" in c.kind]
+    # Devices exchange word vectors of the batch's tokens, not weights.
+    tokens = compiled.sketch.rows * compiled.sketch.width
+    assert sum(c.bytes * c.count for c in exchanged) <= 2 * 4 * tokens * MIDDLE["hidden_size"] / 4
+    assert not any(c.in_loop for c in exchanged)
     weights = compiled.sketch.experiment.drawn.weights.values()
     layers = 2 * sum(w.size for w in weights if w.stacked)
     in_loops = sum(row["bytes"] - row["outside_loops_bytes"] for row in sent.values())
