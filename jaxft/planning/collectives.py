@@ -1,8 +1,8 @@
 """What a compiled program sends between devices, read from its HLO text.
 
 A loop's collectives count as often as it runs: its trip count is worked out from the constant that
-its condition compares with and from the step of its counter. An asynchronous collective counts
-where it starts.
+its condition compares with and from the step of its counter; one that the data decide counts as
+one. An asynchronous collective counts where it starts.
 """
 
 import re
@@ -183,6 +183,8 @@ class _Program:
         body = self.computations[loop.attribute("body")]
         compare, values = self._compare(condition)
         if compare is not None and len(values) == 2:
+            if all(value.element is not None for value in values):
+                return 1  # the data decide when it ends
             counter, limit = sorted(values, key=lambda value: value.element is None)
             if counter.element is not None and limit.element is None:
                 root = body.instructions[body.root]
