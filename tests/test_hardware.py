@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import runs
 
-from jaxft import experiment, hardware
+from jaxft import drawing, hardware
 from jaxft.errors import UserError
 from jaxft.hardware import choose_attention
 
@@ -58,6 +58,6 @@ def test_an_experiment_tells_whether_its_rows_are_shared(packing, tiny_bert_fold
         told.append(packed)
         return hardware.choose_attention(*args, packed=packed, parts=parts)
 
-    monkeypatch.setattr(experiment, "choose_attention", note)
+    monkeypatch.setattr(drawing, "choose_attention", note)
     runs.assembled(keys | {"data.packing": packing})
     assert told == [packing != "none"]
