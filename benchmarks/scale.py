@@ -87,7 +87,8 @@ def plan(config: str, topology: str, keys: tuple[str, ...]) -> tuple[str, dict[s
     if done.returncode not in (0, 1):
         raise SystemExit(f"{done.stderr}\nexit code {done.returncode}")
     print(f"  {time.perf_counter() - began_s:.0f} s", file=sys.stderr, flush=True)
-    return shlex.join(["python", "-m", "jaxft.plan", *words]), json.loads(done.stdout)
+    quoted = [f'"{word}"' if "'" in word else shlex.quote(word) for word in words]
+    return " ".join(["python -m jaxft.plan", *quoted]), json.loads(done.stdout)
 
 
 def lines() -> Iterator[str]:
