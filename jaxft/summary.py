@@ -217,7 +217,7 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
     )
     say("Next:")
     say(f"  tensorboard --logdir {workdir}")
-    say(f"  python -m jaxft.predict --workdir={workdir} --input=FILE.csv")
+    say(f"  python -m jaxft.predict --workdir={workdir} --input=FILE")
     say(f"  python -m jaxft.export --workdir={workdir} --output=FOLDER")
     print(files.dumps(result))
 
