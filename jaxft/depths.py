@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.nn.weights import Path, Tree, Weight, flatten
+from jaxft.sharding import placed
 from jaxft.store import Store
 
 COLUMNS = 64
@@ -43,12 +44,8 @@ class Depths:
         """Compiles both for abstract `params`, before the first update."""
         probe = self.probe.lower(params).compile()  # type: ignore[attr-defined]
         seen = jax.eval_shape(self._probe, params)
-        placed = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            seen,
-            probe.output_shardings,
-        )
-        compare = self.compare.lower(placed, params).compile()  # type: ignore[attr-defined]
+        before = placed(seen, probe.output_shardings)
+        compare = self.compare.lower(before, params).compile()  # type: ignore[attr-defined]
         self.probe, self.compare = probe, compare
 
     def _probe(self, params: Tree) -> dict[Path, jax.Array]:

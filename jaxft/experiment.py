@@ -27,7 +27,7 @@ from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.remat import HOST
 from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
-from jaxft.sharding import ROWS, Places, check_divides, make_mesh
+from jaxft.sharding import ROWS, Places, check_divides, make_mesh, placed
 from jaxft.source import load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
 from jaxft.store import OnDevice, OnHost, Store
@@ -62,8 +62,7 @@ class Experiment:
         """What holds weights and moments between updates."""
         if self.memory_kind is None:
             return OnDevice(self.drawn.weights)
-        near = replace(self.places, memory_kind=None).params
-        return OnHost(self.drawn.weights, near, self.drawn.compute.dtype)
+        return OnHost(self.drawn.weights, self.places.near, self.drawn.compute.dtype)
 
     @property
     def rows(self) -> NamedSharding:
@@ -82,6 +81,16 @@ class Experiment:
     @property
     def row_shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def check_divides(self) -> None:
+        """Raises UserError where the mesh cannot split the batch, the tokens or the heads."""
+        check_divides(
+            self.mesh,
+            heads=self.drawn.dims.heads,
+            batch_size=self.config.train.batch_size,
+            micro_batches=self.config.train.gradient_accumulation_steps,
+            max_length=self.config.data.max_length,
+        )
 
     @property
     def hf_config(self) -> dict[str, Any]:
@@ -133,11 +142,7 @@ class Experiment:
         """The TrainState as shapes with shardings, nothing allocated."""
         params = self.abstract_params
         moments = jax.eval_shape(optimizer.init, params)
-        moments = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            moments,
-            self.places.state(moments),
-        )
+        moments = placed(moments, self.places.state(moments))
         step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.replicated)
         return TrainState(step, params, {}, moments)
 
@@ -188,12 +193,7 @@ class Experiment:
             return lambda params: params, params
         with jax.set_mesh(self.mesh):
             load = jax.jit(self.store.working).lower(params).compile()
-        returned = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            load.out_info,
-            load.output_shardings,
-        )
-        return load, returned
+        return load, placed(load.out_info, load.output_shardings)
 
     def eval_step(self) -> jax.stages.Wrapped:
         """`step.eval_step` of this experiment, jitted; every process gets all predictions."""
@@ -234,14 +234,7 @@ def assemble(
             "there is "
             f"{', '.join(task.score_names)}."
         )
-    train = config.train
-    check_divides(
-        mesh,
-        heads=drawn.dims.heads,
-        batch_size=train.batch_size,
-        micro_batches=train.gradient_accumulation_steps,
-        max_length=config.data.max_length,
-    )
+    experiment.check_divides()
     return experiment, tokenise_splits(experiment, rows, say), matched
 
 

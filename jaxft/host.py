@@ -4,8 +4,10 @@ import ctypes
 import sys
 from importlib.util import find_spec
 
+from jaxft.xla_flags import GPU_PLUGINS
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_ACCELERATORS = ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin")
+_ACCELERATORS = ("libtpu", *GPU_PLUGINS)
 
 
 def keep_freed_memory() -> None:

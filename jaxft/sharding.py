@@ -156,6 +156,11 @@ class Places:
     def params(self) -> dict[Path, NamedSharding]:
         return self._of_weights(self.zero_stage == 3, self.memory_kind)
 
+    @property
+    def near(self) -> dict[Path, NamedSharding]:
+        """Of the weights that the model computes with: in the devices' memory."""
+        return self._of_weights(self.zero_stage == 3, None)
+
     @cached_property
     def gradients(self) -> dict[Path, NamedSharding]:
         return self._of_weights(True, None)
@@ -186,6 +191,13 @@ class Places:
             return NamedSharding(self.mesh, spec(leaf.shape, axes, self.mesh), memory_kind=kind)
 
         return jax.tree_util.tree_map_with_path(place, state)
+
+
+def placed(shapes: Any, places: Any) -> Any:
+    """A tree of shapes that lie as a tree of shardings says; nothing is allocated."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
 
 
 def bytes_per_device(tree: Any, shardings: Any) -> int:

@@ -28,7 +28,7 @@ TPU_SLICES = {
 }
 """For several slices, which meet over the data centre's network."""
 TPU_DEVICES = (Path("/dev/accel0"), Path("/dev/vfio/0"))
-_GPU_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin")
+GPU_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin")
 
 
 def on_tpu() -> bool:
@@ -42,7 +42,7 @@ def choose() -> list[str]:
     """
     said = []
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    if any(map(find_spec, _GPU_PLUGINS)) and platforms in ("", "cuda", "gpu", "rocm"):
+    if any(map(find_spec, GPU_PLUGINS)) and platforms in ("", "cuda", "gpu", "rocm"):
         said += _add("XLA_FLAGS", GPU)
     if on_tpu() and platforms in ("", "tpu", "tpu,cpu"):
         slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))

@@ -2,7 +2,7 @@
 
 Parameters and optimizer state are exact. What the backward pass keeps is what JAX says it would
 keep, split as rows and heads are; the rest are rules that were read off compiled programs, and
-`tests/planning/test_estimate.py` holds them to the compiler's numbers.
+`tests/planning/test_estimates.py` holds them to the compiler's numbers.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxft.nn.losses import LOGITS_BYTES
 from jaxft.nn.weights import Weight, unflatten
 from jaxft.planning.sketch import Sketch
+from jaxft.sharding import placed
 
 ON_DEVICE = (None, "device")
 """Memory kinds that count; the others are the host's."""
@@ -76,10 +77,7 @@ class _Held:
     def by(cls, sketch: Sketch) -> "_Held":
         experiment, working = sketch.experiment, sketch.working
         state = experiment.abstract_state(experiment.optimizer(sketch.steps or 1000))
-        places = unflatten(experiment.places.gradients)
-        grads = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), working, places
-        )
+        grads = placed(working, unflatten(experiment.places.gradients))
         summed = jax.tree.map(lambda x: x.update(dtype=jnp.float32), grads)
         near, far = _bytes(state.opt_state)
         return cls(

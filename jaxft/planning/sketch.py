@@ -22,6 +22,7 @@ from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree, unflatten
 from jaxft.parts import Parts
 from jaxft.shapes import SHAPES, fields_of
+from jaxft.sharding import placed
 from jaxft.workdir import Workdir
 
 STAND_IN = [{"text": "a", "label": "one"}, {"text": "b", "label": "two"}]
@@ -103,10 +104,7 @@ class Sketch:
         """The weights that the model computes with, as shapes with shardings."""
         experiment = self.experiment
         shapes = jax.eval_shape(experiment.store.working, experiment.abstract_params)
-        near = unflatten(replace(experiment.places, memory_kind=None).params)
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, near
-        )
+        return placed(shapes, unflatten(experiment.places.near))
 
     def batch(self, rows: int) -> Batch:
         """A batch of so many rows as shapes with shardings."""

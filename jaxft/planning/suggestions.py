@@ -18,7 +18,7 @@ from jaxft.planning.estimate import Estimator, Footprint
 from jaxft.planning.places import Place
 from jaxft.planning.roofline import roofline, sent_bytes
 from jaxft.planning.sketch import Sketch
-from jaxft.sharding import AXES, check_divides, make_mesh
+from jaxft.sharding import AXES, make_mesh
 
 FILLED = 0.95
 """Share of a device's memory that an estimate may fill to count as fitting."""
@@ -75,19 +75,13 @@ def changed(sketch: Sketch, place: Place, changes: dict[str, Any]) -> Sketch | N
     config = _with(sketch.config, changes)
     if next(schema.contradictions(config, needs_data=False), None) is not None:
         return None
-    drawn, train = sketch.experiment.drawn, config.train
     try:
         mesh = _mesh(tuple((axis, vars(config.mesh)[axis]) for axis in AXES), place.devices)
-        check_divides(
-            mesh,
-            heads=drawn.dims.heads,
-            batch_size=train.batch_size,
-            micro_batches=train.gradient_accumulation_steps,
-            max_length=config.data.max_length,
-        )
+        experiment = replace(sketch.experiment, config=config, mesh=mesh)
+        experiment.check_divides()
     except UserError:
         return None
-    return replace(sketch, experiment=replace(sketch.experiment, config=config, mesh=mesh))
+    return replace(sketch, experiment=experiment)
 
 
 def redrawn(sketch: Sketch) -> Sketch:
