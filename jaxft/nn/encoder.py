@@ -16,6 +16,7 @@ from jaxft.nn.layers import (
     Embed,
     LayerNorm,
     Linear,
+    check_activation,
     dropout,
     split,
 )
@@ -68,9 +69,7 @@ class EncoderDims:
             raise UserError(
                 f"config.json: hidden size {self.width} does not split into {self.heads} heads."
             )
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise UserError(f"config.json: activation {self.activation!r} is not one of {known}.")
+        check_activation(self.activation)
 
 
 class Embeddings(nnx.Module):

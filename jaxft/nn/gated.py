@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.nn.attention import Side, attention
-from jaxft.nn.layers import ACTIVATIONS, Compute, Linear, RMSNorm
+from jaxft.nn.layers import ACTIVATIONS, Compute, Linear, RMSNorm, check_activation
 from jaxft.nn.memory import Memory, Recall, remember
 from jaxft.nn.remat import mark
 from jaxft.nn.rope import Rope, Rotation, rotate
@@ -56,9 +56,7 @@ class DecoderDims:
                 f"config.json: {self.heads} attention heads cannot share {self.kv_heads} key-value "
                 "heads evenly."
             )
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise UserError(f"config.json: activation {self.activation!r} is not one of {known}.")
+        check_activation(self.activation)
         if len(self.windows) not in (0, self.layers):
             raise UserError(
                 f"config.json: layer_types names {len(self.windows)} layers of {self.layers}."

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from jaxft.errors import UserError
 from jaxft.nn.partition import ANY, FSDP, ROWS, SEQUENCE, constrain, shards
 from jaxft.nn.remat import Activation, Place
 
@@ -35,6 +36,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 """Activation functions by the names `config.json` gives them."""
+
+
+def check_activation(name: str) -> None:
+    """Raises UserError where a `config.json` names another one."""
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"config.json: activation {name!r} is not one of {known}.")
 
 
 @dataclass(frozen=True)
