@@ -7,7 +7,7 @@ One checkpoint holds parts that load on their own: `params`, `optimizer` (step a
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxft.errors import UserError
 from jaxft.nn.weights import Tree
+from jaxft.saying import Say, aloud
 
 TRIES = 50
 _policies = ocp.training.preservation_policies
@@ -54,7 +55,7 @@ class Checkpoints:
         keep_best: int = 0,
         metric: str = "",
         lower_is_better: bool = False,
-        say: Callable[[str], None] = print,
+        say: Say = aloud,
         writes: bool = True,
     ):
         self.folder, self.metric, self.say = folder, metric, say

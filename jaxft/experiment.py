@@ -20,13 +20,14 @@ from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
-from jaxft.drawing import Say, check_head, check_lengths, draw, say_match, say_vocabulary
+from jaxft.drawing import check_head, check_lengths, draw, say_match, say_vocabulary
 from jaxft.errors import UserError
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.remat import HOST
 from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
+from jaxft.saying import Say
 from jaxft.sharding import ROWS, Places, check_divides, make_mesh, placed
 from jaxft.source import load_tokenizer, open_source
 from jaxft.step import TrainState, eval_step, train_step
@@ -243,7 +244,7 @@ def reopen(
     task: Mapping[str, Any],
     model_folder: FilePath,
     mesh: Mesh,
-    say: Say = print,
+    say: Say,
 ) -> Experiment:
     """The experiment of a workdir, from its saved config and task and its `model/` folder, on
     another mesh.

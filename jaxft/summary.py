@@ -21,11 +21,12 @@ from jaxft.data import inspection
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
-from jaxft.experiment import Experiment, Say
+from jaxft.experiment import Experiment
 from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.report import RunLog
+from jaxft.saying import Say
 from jaxft.scoring import Outputs
 from jaxft.workdir import Workdir
 

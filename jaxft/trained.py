@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxft.compilation import keep_compiled
 from jaxft.errors import UserError
-from jaxft.experiment import Experiment, Say, reopen
+from jaxft.experiment import Experiment, reopen
+from jaxft.saying import Say
 from jaxft.sharding import make_mesh
 from jaxft.workdir import Workdir
 

@@ -1,6 +1,6 @@
 """Everything a plan knows, as one object: worked out here, shown by `rendering`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,9 @@ from jaxft.planning.roofline import Roofline, flops_per_step, roofline, sent_byt
 from jaxft.planning.sketch import Sketch, sketch
 from jaxft.planning.suggestions import FILLED
 from jaxft.planning.trials import Tried, try_out
+from jaxft.saying import Say
 from jaxft.schedules import make_schedule
 
-Say = Callable[[str], None]
 CURVE = 48
 """Points of the learning rate's curve."""
 
