@@ -13,7 +13,7 @@ from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
 from jaxft.saying import Say, silently
-from jaxft.schema import Data
+from jaxft.sections import Data
 
 EVALUATION = "eval/"
 """What the names of further evaluation splits begin with."""
