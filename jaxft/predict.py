@@ -97,11 +97,9 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
     module, data = experiment.module, experiment.config.data
     options = module.reading(data, answers=False)
     asked = module.read(source, split="test", **options)
-    raw = {name: getattr(data, name) for name in ("delimiter", "quoting", "encoding", "header")}
     texts = [name for name in module.TEXTS if name in asked.column_names]
-    echoed = read_raw(source, **raw) or [{name: row[name] for name in texts} for row in asked]
     filled = np.array([all((row[name] or "").strip() for name in texts) for row in asked])
-    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in echoed]
+    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in asked]
     if filled.any():
         places = np.flatnonzero(filled)
         digest = cache_key(content=content_hash(source), predict=True, **options)
@@ -109,6 +107,8 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
         said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
+    raw = {name: getattr(data, name) for name in ("delimiter", "quoting", "encoding", "header")}
+    echoed = read_raw(source, **raw) or [{name: row[name] for name in texts} for row in asked]
     return _beside(echoed, answers, say)
 
 
