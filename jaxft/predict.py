@@ -107,9 +107,8 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
         said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
-    raw = {name: getattr(data, name) for name in ("delimiter", "quoting", "encoding", "header")}
-    echoed = read_raw(source, **raw) or [{name: row[name] for name in texts} for row in asked]
-    return _beside(echoed, answers, say)
+    plain = [{name: row[name] for name in texts} for row in asked]
+    return _beside(read_raw(source, **data.text_format) or plain, answers, say)
 
 
 def _beside(

@@ -89,6 +89,16 @@ class Data:
     )
     cache_dir: str | None = key(None, "for tokenised data; None: jaxft/tokens in the user's cache")
 
+    @property
+    def text_format(self) -> dict[str, Any]:
+        """How text files are written, as all that read them are told."""
+        return {
+            "delimiter": self.delimiter,
+            "quoting": self.quoting,
+            "encoding": self.encoding,
+            "header": self.header,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
