@@ -214,8 +214,8 @@ def assemble(
     module = tasks.named(config.task.name)
     mesh = make_mesh(vars(config.mesh), devices)
     source = open_source(config.model, say)
-    rows = models.dims_of(source.config).vocab_size
-    source = source.with_tokens(config.model.new_tokens, rows, say)
+    vocabulary = models.dims_of(source.config).vocab_size
+    source = source.with_tokens(config.model.new_tokens, vocabulary, say)
     rows = read_splits(module, config.data, config.seed, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
@@ -232,8 +232,7 @@ def assemble(
     if experiment.metric not in task.score_names:
         raise UserError(
             f"checkpoint.metric_for_best_model={experiment.metric!r} is no score of this task; "
-            "there is "
-            f"{', '.join(task.score_names)}."
+            f"there is {', '.join(task.score_names)}."
         )
     experiment.check_divides()
     return experiment, tokenise_splits(experiment, rows, say), matched

@@ -246,9 +246,7 @@ def advise_non_finite(error: NonFiniteLoss, folder: str) -> str:
     """What to do about a loss that is not finite."""
     return (
         f"Update {error.step} was refused: loss {error.loss}, gradient norm {error.grad_norm}. The "
-        "weights before it are "
-        f"saved; the batch is in {folder}.\nTry, in a new --workdir: a lower optim.learning_rate "
-        "or more "
-        "optim.warmup_steps; optim.max_grad_norm=1.0; model.dtype=float32; and look at the rows of "
-        "that batch."
+        f"weights before it are saved; the batch is in {folder}.\nTry, in a new --workdir: a lower "
+        "optim.learning_rate or more optim.warmup_steps; optim.max_grad_norm=1.0; "
+        "model.dtype=float32; and look at the rows of that batch."
     )

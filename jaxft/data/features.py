@@ -95,14 +95,13 @@ def read_rows(
     say: Say,
     *,
     split: str = "train",
-    answers: bool = True,
 ) -> Rows:
     """Reads a source and drops its empty texts.
 
     Raises:
         UserError: the source cannot be read, or more than `data.max_dropped` of its rows are empty.
     """
-    options = reader.reading(data, answers)
+    options = reader.reading(data, answers=True)
     everything = reader.read(source, split=split, **options)
     named = [name for name in reader.TEXTS if name in everything.column_names]
     kept, lines = drop_empty(everything, named, source)
