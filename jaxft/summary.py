@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxft import __version__, files, html, report
 from jaxft.config import to_dict
-from jaxft.data import inspection
+from jaxft.data import inspection, previews
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
@@ -71,7 +71,7 @@ def inspect(
         )
     if jax.process_index() == 0:
         inspection.render(found, sentences)
-        inspection.show(task.preview(splits["train"].features, experiment.tokenizer))
+        previews.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
 
 
@@ -95,7 +95,7 @@ def log_preview(log: RunLog, experiment: Experiment, train: Split) -> None:
     """The examples that were shown at the start, for TensorBoard."""
     shown = experiment.task.preview(train.features, experiment.tokenizer)
     for number, example in enumerate(shown, 1):
-        log.text(0, f"example/{number}", inspection.markdown(example))
+        log.text(0, f"example/{number}", previews.markdown(example))
 
 
 def log_scores(
