@@ -5,7 +5,8 @@ position.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +46,7 @@ def from_fields(rows: Rows, wanted: Wanted, header: bool, path: str) -> Dataset:
                 f"{path}: line {line} was taken as the header, but its label {label!r} is the "
                 "label of other rows too. If it is a row: data.header=false."
             )
-    return _dataset(values, [line for line, _ in body])
+    return dataset(values, [line for line, _ in body], path)
 
 
 def from_objects(rows: Rows, wanted: Wanted, path: str) -> Dataset:
@@ -63,11 +64,8 @@ def from_objects(rows: Rows, wanted: Wanted, path: str) -> Dataset:
                     f"{str(value)[:40]!r}, a {type(value).__name__}."
                 )
     values = {name: [row[column] for _, row in rows] for name, column in chosen.items()}
-    lines = [line for line, _ in rows]
     try:
-        return _dataset(values, lines)
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: half of a surrogate pair in {error.object[:40]!r}.") from None
+        return dataset(values, [line for line, _ in rows], path)
     except (pa.ArrowException, OverflowError) as error:
         kinds = {type(row[chosen["label"]]).__name__: line for line, row in rows}
         raise UserError(
@@ -85,18 +83,37 @@ def from_saved(saved: Dataset, wanted: Wanted, path: str) -> Dataset:
 
 def from_parquet(data: bytes, wanted: Wanted, path: str) -> Dataset:
     """Of the bytes of a Parquet file."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+    with parquet(data, path) as file:
         chosen = _by_name(wanted, file.schema_arrow.names, path)
         table = file.read(columns=sorted(set(chosen.values())))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {error}") from None
     plain = [  # pandas categories are dictionaries, which datasets does not know
         column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
         for column in table.columns
     ]
     table = pa.table(plain, names=table.column_names, metadata=table.schema.metadata)
     return _from_table(table, Features.from_arrow_schema(table.schema), chosen, path)
+
+
+@contextmanager
+def parquet(data: bytes, path: str) -> Iterator[pq.ParquetFile]:
+    """The bytes of a file, to be read from. Raises: UserError where they are broken."""
+    try:
+        yield pq.ParquetFile(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a whole Parquet file: {error}") from None
+
+
+def dataset(values: Mapping[str, list], lines: Sequence[int], path: str) -> Dataset:
+    """Columns, all but the label of texts, and ``line``.
+
+    Raises: UserError for a text that is no Unicode.
+    """
+    kinds = {name: None if name == "label" else pa.string() for name in values}
+    try:
+        arrays = {name: pa.array(column, kinds[name]) for name, column in values.items()}
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: half of a surrogate pair in {error.object[:40]!r}.") from None
+    return Dataset(pa.table({**arrays, "line": pa.array(lines, pa.int64())}))
 
 
 def _positions(wanted: Wanted, names: Sequence[str] | None, width: int, path: str, hint: str = ""):
@@ -122,12 +139,6 @@ def _positions(wanted: Wanted, names: Sequence[str] | None, width: int, path: st
 
 def _by_name(wanted: Wanted, names: Sequence[str], path: str) -> dict[str, str]:
     return {key: names[at] for key, at in _positions(wanted, names, len(names), path).items()}
-
-
-def _dataset(values: Mapping[str, list], lines: Sequence[int]) -> Dataset:
-    kinds = {name: None if name == "label" else pa.string() for name in values}
-    arrays = {name: pa.array(column, kinds[name]) for name, column in values.items()}
-    return Dataset(pa.table({**arrays, "line": pa.array(lines, pa.int64())}))
 
 
 def _from_table(
