@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxft.errors import UserError
 from jaxft.nn.weights import Tree
-from jaxft.saying import Say, aloud
+from jaxft.stderr import Say, aloud
 
 TRIES = 50
 _policies = ocp.training.preservation_policies

@@ -13,8 +13,8 @@ from jaxft.errors import UserError
 from jaxft.hardware import check_host_memory, choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
-from jaxft.saying import Say
 from jaxft.source import Source
+from jaxft.stderr import Say
 
 
 def draw(

@@ -4,8 +4,8 @@ from jaxft import files, flags
 from jaxft.data.features import read_rows
 from jaxft.errors import UserError
 from jaxft.experiment import tokenise_splits
-from jaxft.saying import aloud
 from jaxft.scoring import Scorer
+from jaxft.stderr import aloud
 from jaxft.trained import STEP_HELP, open_trained
 from jaxft.workdir import Workdir
 

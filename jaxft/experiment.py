@@ -27,9 +27,9 @@ from jaxft.nn.attention import WIDTH_UNITS
 from jaxft.nn.remat import HOST
 from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
-from jaxft.saying import Say
 from jaxft.sharding import ROWS, Places, check_divides, make_mesh, placed
 from jaxft.source import load_tokenizer, open_source
+from jaxft.stderr import Say
 from jaxft.step import TrainState, eval_step, train_step
 from jaxft.store import OnDevice, OnHost, Store
 

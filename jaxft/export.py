@@ -19,7 +19,7 @@ from jaxft.errors import UserError
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import Weight, flatten, unflatten
 from jaxft.processes import start_processes, together
-from jaxft.saying import Say, aloud, silently
+from jaxft.stderr import Say, aloud, silently
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 

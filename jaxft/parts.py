@@ -27,8 +27,8 @@ from jaxft.optim import learning_rates_by_depth
 from jaxft.progress import Progress
 from jaxft.recorder import Recorder, Work
 from jaxft.report import RunLog
-from jaxft.saying import Say
 from jaxft.scoring import Scorer
+from jaxft.stderr import Say
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
 

@@ -11,7 +11,7 @@ from jaxft.config import Config
 from jaxft.planning import places, rendering
 from jaxft.planning.advice import OBJECTIVES
 from jaxft.planning.report import Questions, Report, make
-from jaxft.saying import aloud, silently
+from jaxft.stderr import aloud, silently
 
 
 class PlanParser(flags.ConfigParser):

@@ -19,8 +19,8 @@ from jaxft.data.features import Rows
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment
 from jaxft.generate import Sampling
-from jaxft.saying import Say, aloud
 from jaxft.scoring import Tools
+from jaxft.stderr import Say, aloud
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 

@@ -12,7 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
-from jaxft.saying import aloud
+from jaxft.stderr import aloud
 
 LINE_EVERY_S = 10.0
 DRAWN_PER_S = 4.0

@@ -9,7 +9,7 @@ from jaxft import hub, pretrained
 from jaxft.config import Model
 from jaxft.data.templates import TEMPLATES
 from jaxft.errors import UserError
-from jaxft.saying import Say
+from jaxft.stderr import Say
 from jaxft.vocabulary import NewRows, add_tokens
 
 

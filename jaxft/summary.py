@@ -26,8 +26,8 @@ from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.report import RunLog
-from jaxft.saying import Say
 from jaxft.scoring import Outputs
+from jaxft.stderr import Say
 from jaxft.workdir import Workdir
 
 WORST = 30

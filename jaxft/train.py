@@ -30,9 +30,9 @@ from jaxft.parts import Parts
 from jaxft.pretrained import Match
 from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
-from jaxft.saying import Say, aloud, silently
 from jaxft.scoring import Outputs
 from jaxft.sharding import bytes_per_device
+from jaxft.stderr import Say, aloud, silently
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
 

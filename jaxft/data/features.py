@@ -12,8 +12,8 @@ from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
-from jaxft.saying import Say, silently
 from jaxft.sections import Data
+from jaxft.stderr import Say, silently
 
 EVALUATION = "eval/"
 """What the names of further evaluation splits begin with."""

@@ -19,8 +19,8 @@ from jaxft.planning.roofline import Roofline, flops_per_step, roofline, sent_byt
 from jaxft.planning.sketch import Sketch, sketch
 from jaxft.planning.suggestions import FILLED
 from jaxft.planning.trials import Tried, try_out
-from jaxft.saying import Say
 from jaxft.schedules import make_schedule
+from jaxft.stderr import Say
 
 CURVE = 48
 """Points of the learning rate's curve."""

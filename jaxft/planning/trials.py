@@ -8,7 +8,7 @@ from jaxft.planning.estimate import Estimator
 from jaxft.planning.places import Place
 from jaxft.planning.sketch import Sketch
 from jaxft.planning.suggestions import Suggestion, suggest
-from jaxft.saying import Say
+from jaxft.stderr import Say
 
 WANTED = 3
 """Suggestions."""

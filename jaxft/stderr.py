@@ -1,4 +1,4 @@
-"""How a run speaks to people: on stderr, since stdout is for results."""
+"""Where a run speaks to people, since stdout is for results."""
 
 import sys
 from collections.abc import Callable
