@@ -46,6 +46,8 @@ class Footprint:
     """The highest sum."""
     host: int = 0
     """Bytes in the host's memory for this device."""
+    fetched: int = 0
+    """Bytes that come from there in an update; as many go back, or fewer."""
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -71,7 +73,17 @@ class _Held:
     summed: int
     """Gradients as they are added up over micro-batches."""
     moments: int
-    host: int
+    host_params: int
+    host_moments: int
+
+    @property
+    def host(self) -> int:
+        return self.host_params + self.host_moments
+
+    @property
+    def fetched(self) -> int:
+        """From the host for an update, and the weights before it for a working copy."""
+        return self.host + self.host_params
 
     @classmethod
     def by(cls, sketch: Sketch) -> "_Held":
@@ -85,7 +97,8 @@ class _Held:
             grads=_bytes(grads)[0],
             summed=_bytes(summed)[0],
             moments=near,
-            host=far + _bytes(state.params)[1],
+            host_params=_bytes(state.params)[1],
+            host_moments=far,
         )
 
 
@@ -115,6 +128,7 @@ class Estimator:
         copies = 0.0 if config.optim.offload else self._copies(sketch, params)
         in_flight = self._whole_layers(sketch)
         fixed = params + held.moments + summed
+        on_host = rows * self._activations(mode, tensor, on_host=True)
         phases = {
             "loss": activations + copies + vocabulary["loss"],
             "layers": grads + activations + copies + in_flight + recomputed + vocabulary["layers"],
@@ -127,7 +141,8 @@ class Estimator:
             vocabulary=round(max(vocabulary.values())),
             workspace=round(copies + in_flight + recomputed),
             peak=round(fixed + max(phases.values())),
-            host=held.host + round(rows * self._activations(mode, tensor, on_host=True)),
+            host=held.host + round(on_host),
+            fetched=held.fetched + round(on_host * config.train.gradient_accumulation_steps),
         )
 
     def evaluation(self, sketch: Sketch) -> int:
