@@ -1,7 +1,8 @@
 """Whether to train every weight or an adapter: rules with a published source each.
 
 An adapter here is LoRA on every linear layer. Each rule speaks for one side with a weight, and says
-why; the side with more weight wins, and a tie is said to be one.
+why; the side with more weight wins, and a tie is said to be one. What a rule says is its source's;
+the weights, and from how many variants or parameters on it speaks, are ours.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,20 @@ OBJECTIVES = {
 RANK = 64
 """Of the adapter that is compared with."""
 BITS_PER_PARAMETER = 2.0
+"""That a network can hold after long training. Source: Allen-Zhu & Li."""
 BITS_PER_TOKEN = 1.0
-"""What a token of text holds that is new to the model, about: 0.69 nats of loss."""
+"""To learn a text by heart, about: a loss of 0.69 nats. What carries over to others takes less.
+Source: Schulman et al.
+"""
+TRAINED_BYTES = 12
+"""A trained weight's gradient and AdamW's two moments, which a frozen one has not."""
 FEW, MANY = 3, 8
 """Variants of one base: from where on serving them apart costs, and is out of proportion."""
 SMALL = 1e9
 """Parameters up to which all weights of a model are cheap to train and to keep."""
 LORA_FLOPS = 2 / 3
+"""Of a full update, and a little more: no gradients of the frozen weights. Source: Schulman et al.
+"""
 
 HU = "Hu et al. 2021, LoRA (arXiv:2106.09685)"
 BIDERMAN = "Biderman et al. 2024, LoRA Learns Less and Forgets Less (arXiv:2405.09673)"
@@ -107,7 +115,7 @@ def _reasons(case: Case) -> Iterator[Reason]:
             10,
             "all weights with their optimizer state do not fit this hardware, with none of the "
             "changes tried; an adapter needs no state for the frozen weights, and those can be in "
-            "4 bits",
+            "4 bits (65 B parameters on one GPU of 48 GB)",
             DETTMERS,
         )
     if case.variants >= FEW:
@@ -123,7 +131,8 @@ def _reasons(case: Case) -> Iterator[Reason]:
             "full",
             1,
             f"with {case.parameters / 1e6:,.0f} M parameters memory is no reason for an adapter: "
-            "what it saves, optimizer state, is small",
+            f"the gradients and AdamW's moments that it saves are "
+            f"{TRAINED_BYTES * case.parameters / 1e9:,.1f} GB over all devices",
             HU,
         )
     if _too_dear(case):
@@ -131,7 +140,7 @@ def _reasons(case: Case) -> Iterator[Reason]:
             "adapter",
             4,
             f"the bill of {case.bill:,.2f} is over the budget of {case.budget:,.2f}; LoRA does "
-            "about two thirds of the operations",
+            "slightly more than two thirds of the operations",
             SCHULMAN,
         )
 
@@ -148,51 +157,52 @@ def _objective(case: Case) -> Iterator[Reason]:
         yield Reason(
             "full",
             3,
-            "continued pretraining and new domains (code, mathematics): LoRA learnt less at every "
-            "common rank, since full fine-tuning finds changes of 10 to 100 times its rank",
+            "continued pretraining on code and mathematics: LoRA learnt less at common ranks, and "
+            "the changes that full fine-tuning makes are of 10 to 100 times such a rank",
             BIDERMAN,
         )
         yield Reason(
             "adapter",
             1,
-            "LoRA forgets less of what the model could do before; measure it (data.evaluations)",
+            "LoRA forgot less of what the model could do before; measure it (data.evaluations)",
             BIDERMAN,
         )
     elif case.objective == "instruct":
         yield Reason(
             "adapter",
             1,
-            "answers from examples: LoRA on all layers learns as well from sets of this kind, for "
-            "two thirds of the operations and a fraction of the memory",
+            "answers from examples: LoRA on all layers learnt as well from small and middling sets "
+            "of this kind, with slightly more than two thirds of the operations",
             SCHULMAN,
         )
     elif case.objective == "reinforce":
         yield Reason(
             "adapter",
             3,
-            "a reward tells about one bit an episode: LoRA matched full fine-tuning even at rank 1",
+            "policy gradients learn about one bit an episode: LoRA matched full fine-tuning even "
+            "at rank 1",
             SCHULMAN,
         )
     elif case.parameters <= SMALL:
         yield Reason(
             "full",
             2,
-            "BERT's published scores come from training all parameters end to end",
+            "BERT's published scores come from fine-tuning all parameters end to end",
             DEVLIN,
         )
         if case.variants >= FEW:
             yield Reason(
                 "adapter",
                 1,
-                "adapters came within 0.4 points of full fine-tuning on GLUE with 3.6 % of the "
-                "parameters a task",
+                "adapters (not LoRA) came within 0.4 % of BERT's full fine-tuning on GLUE, with "
+                "3.6 % of the parameters a task",
                 HOULSBY,
             )
     else:
         yield Reason(
             "adapter",
             1,
-            "LoRA matched full fine-tuning on GLUE, at rank 8 and with fewer bytes",
+            "LoRA matched full fine-tuning on GLUE up to DeBERTa XXL (1.5 B parameters)",
             HU,
         )
 
@@ -204,12 +214,12 @@ def _capacity(case: Case) -> Iterator[Reason]:
     needed = case.learnt_tokens * BITS_PER_TOKEN
     most = "" if case.tokens_are_counted else "at most "
     said = (
-        f"{most}{case.learnt_tokens / 1e6:,.1f} M tokens hold about {needed / 1e6:,.1f} M bits "
-        f"that are new; an adapter of rank {RANK} has room for {room / 1e6:,.0f} M (2 bits a "
-        "parameter)"
+        f"to learn {most}{case.learnt_tokens / 1e6:,.1f} M tokens by heart takes about "
+        f"{needed / 1e6:,.1f} M bits; an adapter of rank {RANK} has room for {room / 1e6:,.0f} M "
+        "(2 bits a parameter)"
     )
     if needed > room:
         weight = 2 if case.tokens_are_counted else 1
-        yield Reason("full", weight, f"{said}: too little", f"{SCHULMAN}; {ALLEN_ZHU}")
+        yield Reason("full", weight, f"{said}: it may be too little", f"{SCHULMAN}; {ALLEN_ZHU}")
     elif case.objective == "instruct":
         yield Reason("adapter", 0.5, f"{said}: enough", f"{SCHULMAN}; {ALLEN_ZHU}")

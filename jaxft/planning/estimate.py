@@ -15,15 +15,18 @@ import jax.numpy as jnp
 
 from jaxft.nn.losses import LOGITS_BYTES
 from jaxft.nn.weights import Weight, unflatten
+from jaxft.planning.held import Held
 from jaxft.planning.sketch import Sketch
-from jaxft.sharding import placed
 
-ON_DEVICE = (None, "device")
-"""Memory kinds that count; the others are the host's."""
 LOGITS_COPIES = 0.75
 """Of a chunk's float32 logits: compilers fuse the softmax, and keep its gradient in bfloat16."""
 RECOMPUTED_AT_ONCE = 0.5
 """Share of a layer's activations that is there at once while they are recomputed."""
+UNFUSED = 2.5
+"""Arrays as large as a layer's largest that an evaluation holds at once, about, where what follows
+a matrix product is computed apart from it: so on CPU, and on GPU by assumption. A TPU's compiler
+fuses the two, and holds one.
+"""
 LAYERS_IN_FLIGHT = 2
 """Layers whose whole weights a device holds: one at work, the next on its way."""
 
@@ -46,6 +49,8 @@ class Footprint:
     """The highest sum."""
     host: int = 0
     """Bytes in the host's memory for this device."""
+    fetched: int = 0
+    """Bytes that come from there in an update; as many go back, or fewer."""
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)
@@ -61,34 +66,6 @@ class _Kept:
     on_host: bool
 
 
-@dataclass(frozen=True)
-class _Held:
-    """Bytes for one device of weights and of what there is one of for each."""
-
-    params: int
-    """That the model computes with."""
-    grads: int
-    summed: int
-    """Gradients as they are added up over micro-batches."""
-    moments: int
-    host: int
-
-    @classmethod
-    def by(cls, sketch: Sketch) -> "_Held":
-        experiment, working = sketch.experiment, sketch.working
-        state = experiment.abstract_state(experiment.optimizer(sketch.steps or 1000))
-        grads = placed(working, unflatten(experiment.places.gradients))
-        summed = jax.tree.map(lambda x: x.update(dtype=jnp.float32), grads)
-        near, far = _bytes(state.opt_state)
-        return cls(
-            params=_bytes(working)[0],
-            grads=_bytes(grads)[0],
-            summed=_bytes(summed)[0],
-            moments=near,
-            host=far + _bytes(state.params)[1],
-        )
-
-
 class Estimator:
     """Footprints of a run and of its neighbours: sketches that differ in config and mesh."""
 
@@ -96,7 +73,7 @@ class Estimator:
         self._drawn, self._task = sketch.experiment.drawn, sketch.experiment.task
         self._batch = sketch.batch
         self._kept: dict[str, list[_Kept]] = {}
-        self._held: dict[Any, _Held] = {}
+        self._held: dict[Any, Held] = {}
 
     def __call__(self, sketch: Sketch) -> Footprint:
         """The footprint of an update."""
@@ -115,6 +92,7 @@ class Estimator:
         copies = 0.0 if config.optim.offload else self._copies(sketch, params)
         in_flight = self._whole_layers(sketch)
         fixed = params + held.moments + summed
+        on_host = rows * self._activations(mode, tensor, on_host=True)
         phases = {
             "loss": activations + copies + vocabulary["loss"],
             "layers": grads + activations + copies + in_flight + recomputed + vocabulary["layers"],
@@ -127,19 +105,22 @@ class Estimator:
             vocabulary=round(max(vocabulary.values())),
             workspace=round(copies + in_flight + recomputed),
             peak=round(fixed + max(phases.values())),
-            host=held.host + round(rows * self._activations(mode, tensor, on_host=True)),
+            host=held.host + round(on_host),
+            fetched=held.fetched + round(on_host * config.train.gradient_accumulation_steps),
         )
 
     def evaluation(self, sketch: Sketch) -> int:
-        """About the peak of an evaluation: no gradients, no moments, one layer at work."""
+        """About the peak of an evaluation: first one layer at work, then logits."""
         params = self._hold(sketch).params
         rows = sketch.evaluation_rows / _token_shards(sketch)
-        tensor = sketch.experiment.mesh.shape["tensor"]
-        layer = rows * self._activations("none", tensor) / self._layers
-        words = self._words(sketch)
-        words += sum(self._logits(sketch, head, rows) for head in self._heads)
-        copies = self._copies(sketch, params)
-        return round(params + copies + max(words, self._whole_layers(sketch) + layer / 2))
+        mesh = sketch.experiment.mesh
+        largest = rows * max(self._shares("none", mesh.shape["tensor"])) / self._layers
+        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        stream = rows * sketch.width * self._width * self._itemsize  # what the layers add to
+        copies = 0.0 if sketch.config.optim.offload else self._copies(sketch, params)
+        layers = copies + self._whole_layer(sketch) + largest * (1 if on_tpu else UNFUSED)
+        logits = sum(self._logits(sketch, head, rows) for head in self._heads)
+        return round(params + stream + max(layers, self._words(sketch) + logits))
 
     @cached_property
     def _layers(self) -> int:
@@ -150,19 +131,23 @@ class Estimator:
     def _itemsize(self) -> int:
         return jnp.dtype(self._drawn.compute.dtype).itemsize
 
-    def _hold(self, sketch: Sketch) -> _Held:
+    def _hold(self, sketch: Sketch) -> Held:
         """What no batch changes: neighbours share it."""
         key = (sketch.config.mesh, repr(sketch.config.optim))
         if key not in self._held:
-            self._held[key] = _Held.by(sketch)
+            self._held[key] = Held.by(sketch)
         return self._held[key]
 
     def _activations(self, mode: str, tensor: int, *, on_host: bool = False) -> float:
-        """Bytes of a row for one device. What is as wide as the model is on all of `tensor`."""
+        """Bytes of a row for one device."""
+        return sum(self._shares(mode, tensor, on_host=on_host))
+
+    def _shares(self, mode: str, tensor: int, *, on_host: bool = False) -> list[float]:
+        """Of each array. What is as wide as the model is on all of `tensor`."""
         if mode not in self._kept:
             self._kept[mode] = self._keeps(mode)
         whole = self._width
-        return sum(
+        return [
             kept.bytes_per_row
             / (
                 1
@@ -171,7 +156,7 @@ class Estimator:
             )
             for kept in self._kept[mode]
             if kept.on_host == on_host
-        )
+        ]
 
     @cached_property
     def _width(self) -> int:
@@ -227,18 +212,22 @@ class Estimator:
 
     def _whole_layers(self, sketch: Sketch) -> float:
         """Layers that fsdp gathers, and the gradient of one before it is split again."""
+        return self._whole_layer(sketch) * (LAYERS_IN_FLIGHT + 1)
+
+    def _whole_layer(self, sketch: Sketch) -> float:
+        """Bytes of one layer that fsdp gathers."""
         mesh = sketch.experiment.mesh.shape
         if mesh["fsdp"] == 1 or sketch.config.mesh.zero_stage == 2:
             return 0.0
         stacked = sum(w.size for w in self._drawn.weights.values() if w.stacked)
-        layer = stacked / self._layers / mesh["tensor"]
-        return layer * (LAYERS_IN_FLIGHT + 1) * self._itemsize
+        return stacked / self._layers / mesh["tensor"] * self._itemsize
 
     def _vocabulary(self, sketch: Sketch) -> dict[str, float]:
         """Bytes while the loss and while the layers' gradients are computed."""
         whole = loss = self._words(sketch)
         for head in self._heads:
-            loss += head.size * 4  # its gradient, of all this device's tokens
+            # its gradient, of all this device's tokens
+            loss += head.size * 4 / sketch.experiment.mesh.shape["tensor"]
             loss += LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
         # Micro-batches share the gathered head, which stays while they run.
         return {
@@ -247,10 +236,11 @@ class Estimator:
         }
 
     def _words(self, sketch: Sketch) -> float:
-        """The heads over the vocabulary, whole and in the dtype of the computation."""
+        """The heads over the vocabulary in the dtype of the computation, split by `tensor` only."""
         if _token_shards(sketch) == 1 and self._itemsize == 4:
             return 0.0
-        return float(sum(head.size for head in self._heads) * self._itemsize)
+        tensor = sketch.experiment.mesh.shape["tensor"]
+        return sum(head.size for head in self._heads) * self._itemsize / tensor
 
     @property
     def _heads(self) -> list[Weight]:
@@ -259,7 +249,8 @@ class Estimator:
 
     def _logits(self, sketch: Sketch, head: Weight, rows: float) -> float:
         """One chunk in float32."""
-        return min(LOGITS_BYTES, 4 * rows * sketch.width * head.size / self._width)
+        chunk = min(LOGITS_BYTES, 4 * rows * sketch.width * head.size / self._width)
+        return chunk / sketch.experiment.mesh.shape["tensor"]
 
 
 def _rows(sketch: Sketch) -> float:
@@ -273,15 +264,3 @@ def _token_shards(sketch: Sketch) -> int:
 
 def _is_vocabulary_head(weight: Weight) -> bool:
     return weight.in_head and "vocab" in weight.axes and weight.kind == "kernel"
-
-
-def _bytes(tree: Any) -> tuple[int, int]:
-    """Bytes of one shard of every leaf, on the device and on the host."""
-    device = host = 0
-    for leaf in jax.tree.leaves(tree):
-        size = prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        if leaf.sharding.memory_kind in ON_DEVICE:
-            device += size
-        else:
-            host += size
-    return device, host

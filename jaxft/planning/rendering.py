@@ -155,14 +155,9 @@ def _update(report: Report) -> Iterator[tuple[str, str]]:
     if roof is None:
         yield "at best", f"no peak rate is known for a {report.place.kind}"
     else:
-        limits = ", ".join(
-            f"{name} {_seconds(s)}"
-            for name, s in (
-                ("compute", roof.compute_s),
-                ("memory", roof.memory_s),
-                ("links", roof.links_s),
-            )
-        )
+        limits = ", ".join(f"{name} {_seconds(s)}" for name, s in roof.times.items())
+        if roof.host_s is None:
+            limits += "; not the way to the host, whose rate is not published"
         yield "at best", f"{_seconds(roof.step_s)}, limited by {roof.limit} ({limits})"
         yield (
             "MFU",

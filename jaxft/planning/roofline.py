@@ -1,5 +1,6 @@
-"""How fast an update can be at best, and what it sends: the roofline of Williams et al. 2009 with a
-third roof for the links between chips (Austin et al. 2025, "How to Scale Your Model", chapter 1).
+"""How fast an update can be at best, and what it sends: the roofline of Williams et al. 2009 with
+roofs for the links between chips and to the host (Austin et al. 2025, "How to Scale Your Model",
+chapter 1).
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Roofline:
     compute_s: float
     memory_s: float
     links_s: float
+    host_s: float | None
+    """None: something crosses, and nobody knows how fast."""
     flops: float
     """The model's own, over all devices: recomputation is not in it."""
     peak_flops: float
@@ -33,13 +36,19 @@ class Roofline:
 
     @property
     def step_s(self) -> float:
-        return max(self.compute_s, self.memory_s, self.links_s)
+        return max(self.times.values())
 
     @property
     def limit(self) -> str:
         """What it waits for."""
-        times = {"compute": self.compute_s, "memory": self.memory_s, "links": self.links_s}
-        return max(times, key=lambda name: times[name])
+        return max(self.times, key=lambda name: self.times[name])
+
+    @property
+    def times(self) -> dict[str, float]:
+        """By what limits it, as far as is known and anything crosses to the host."""
+        host = {"host": self.host_s} if self.host_s else {}
+        on_device = {"compute": self.compute_s, "memory": self.memory_s, "links": self.links_s}
+        return on_device | host
 
     @property
     def mfu(self) -> float:
@@ -61,9 +70,17 @@ def roofline(sketch: Sketch, footprint: Footprint, chip: Chip, sent_bytes: float
         compute_s=work / devices / chip.flops,
         memory_s=memory_bytes(sketch, footprint) / chip.hbm_bytes_per_s,
         links_s=sent_bytes / chip.link_bytes_per_s,
+        host_s=_host_s(footprint, chip),
         flops=flops,
         peak_flops=chip.flops * devices,
     )
+
+
+def _host_s(footprint: Footprint, chip: Chip) -> float | None:
+    """What goes back passes what comes, and is no more."""
+    if not footprint.fetched:
+        return 0.0
+    return footprint.fetched / chip.host_bytes_per_s if chip.host_bytes_per_s else None
 
 
 def memory_bytes(sketch: Sketch, footprint: Footprint) -> float:

@@ -45,6 +45,12 @@ def test_every_reason_has_a_source_and_the_weightiest_comes_first():
     assert all("20" in reason.source for reason in reasons)
 
 
+def test_what_an_adapter_would_save_in_memory_is_counted():
+    case = replace(CASE, objective="classify", parameters=110_000_000)
+    (text,) = (r.text for r in advise(case).reasons if "memory" in r.text)
+    assert " 1.3 GB" in text  # 12 bytes each
+
+
 def test_an_adapters_parameters_are_two_thin_matrices_a_layer():
     expected = 32 * RANK * (4096 + 4096) + 32 * RANK * (4096 + 14336)
     assert adapter_parameters(CASE) == expected
