@@ -39,6 +39,7 @@ def choose_attention(
             f"a {device.platform} device": device.platform != "tpu",
             dropping: dropout > 0,
         },
+        "blocked": {f"a {device.platform} device": device.platform != "cpu"},
         "xla": {},
     }
     standing = {

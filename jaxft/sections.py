@@ -39,8 +39,8 @@ class Model:
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto", "precision of the computation; the weights are kept in float32"
     )
-    attention: Literal["auto", "xla", "cudnn", "splash"] = key(
-        "auto", "attention kernel: XLA's own, cuDNN's on GPU, splash attention on TPU"
+    attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = key(
+        "auto", "attention kernel: blocked on CPU, splash on TPU, cuDNN's or XLA's on GPU"
     )
     activation_checkpointing: Literal["none", "full", "dots"] = key(
         "none", "recompute activations to save memory: of whole layers, or all but the matmuls"

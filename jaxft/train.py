@@ -2,6 +2,11 @@
 `Run.loop`.
 """
 
+from jaxft.host import keep_freed_memory
+
+if __name__ == "__main__":
+    keep_freed_memory()  # before the imports: some of them start threads
+
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,7 +27,6 @@ from jaxft.data.features import EVALUATION, tokenizer_content
 from jaxft.errors import UserError
 from jaxft.experiment import assemble
 from jaxft.history import History
-from jaxft.host import keep_freed_memory
 from jaxft.interrupts import Interrupts, Stopped
 from jaxft.memory_error import explained, memory_by_cause
 from jaxft.nn.weights import Tree, unflatten
@@ -46,7 +50,6 @@ SAME_INPUTS = (
 
 def main(argv: list[str]) -> None:
     """The command line: a new run, an unfinished one that goes on, or a finished one's result."""
-    keep_freed_memory()
     given = flags.train_flags(argv, tasks.options)
     config = configs.load(given.config, given.arg, given.overrides, tasks.options)
     chosen = xla_flags.choose()

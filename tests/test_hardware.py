@@ -32,7 +32,7 @@ def test_cudnn_is_chosen_where_it_can_do_what_is_asked():
 @pytest.mark.parametrize("what", OBSTACLES)
 def test_pitfall_21_cudnn_is_not_chosen_and_refused_where_it_cannot(what):
     given = CAN | OBSTACLES[what]
-    assert choose_attention("auto", **given) == "xla"
+    assert choose_attention("auto", **given) == ("blocked" if given["device"] is CPU else "xla")
     assert choose_attention("xla", **given) == "xla"
     with pytest.raises(UserError) as error:
         choose_attention("cudnn", **given)
@@ -48,6 +48,14 @@ def test_splash_is_chosen_on_a_tpu_packed_or_not_unless_attention_is_dropped():
     for device, dropout, words in (GPU, 0.0, "a gpu device"), (TPU, 0.1, "attention dropout"):
         with pytest.raises(UserError, match=words):
             choose_attention("splash", **CAN | {"device": device, "dropout": dropout})
+
+
+def test_a_cpu_goes_in_blocks_whatever_is_asked_and_no_other_device_does():
+    for more in {}, {"dropout": 0.1}, {"packed": True}, {"parts": 2}, {"dtype": "float32"}:
+        assert choose_attention("auto", **CAN | {"device": CPU} | more) == "blocked"
+    for device in TPU, GPU:
+        with pytest.raises(UserError, match=f"a {device.platform} device"):
+            choose_attention("blocked", **CAN | {"device": device})
 
 
 @pytest.mark.parametrize("packing", ["batch", "rows", "none"])

@@ -64,12 +64,22 @@ def attention(
         return splash_attention(
             q_BLHK, k_BSGK, v_BSGK, queries.segments_BL, causal=causal, window=window
         )
+    # Of a row that `context` splits, each device has its own queries and sees all keys.
+    q_BLHK = constrain(q_BLHK, ROWS, SEQUENCE, WIDTH)
+    k_BSGK, v_BSGK = (constrain(x, ROWS, None, WIDTH) for x in (k_BSGK, v_BSGK))
+    if kernel == "blocked":
+        from jaxft.nn.blocked import Rules, blocked_attention
+
+        if queries is not keys:
+            raise ValueError("attention='blocked' needs keys and queries of the same tokens")
+        rules = Rules(causal, window, rate)
+        return blocked_attention(q_BLHK, k_BSGK, v_BSGK, queries, rules, key)
     if kernel == "cudnn":
         mixed_BLHK = _cudnn(q_BLHK, k_BSGK, v_BSGK, queries, keys, causal, window, rate)
     else:
         seen_BLS = visible(queries, keys, causal, window)
         mixed_BLHK = _xla(q_BLHK, k_BSGK, v_BSGK, seen_BLS, rate, key)
-    return mark(mixed_BLHK, "attention_out")  # splash marks its own
+    return mark(mixed_BLHK, "attention_out")  # the other kernels mark their own
 
 
 def _xla(
@@ -82,9 +92,6 @@ def _xla(
 ) -> jax.Array:
     B, L, H, K = q_BLHK.shape
     S, G = k_BSGK.shape[1:3]
-    # Of a row that `context` splits, each device has its own queries and sees all keys.
-    q_BLHK = constrain(q_BLHK, ROWS, SEQUENCE, WIDTH)
-    k_BSGK, v_BSGK = (constrain(x, ROWS, None, WIDTH) for x in (k_BSGK, v_BSGK))
     if H == G:
         logits_BHLS = jnp.einsum("BLHK,BSHK->BHLS", q_BLHK, k_BSGK)
     else:

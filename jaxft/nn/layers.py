@@ -50,7 +50,7 @@ class Compute:
     """How a model computes, as opposed to what."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    attention: Literal["xla", "blocked", "cudnn", "splash"] = "xla"
     activation_checkpointing: Literal["none", "full", "dots"] = "none"
     kept_activations: tuple[tuple[Activation, Place], ...] = ()
     """What "full" does not recompute, and where it waits."""
