@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+from datasets import DatasetDict
 from sklearn import metrics
 
 from jaxft import saving
+from jaxft.data.sources import quiet
 from jaxft.nn.weights import flatten
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
@@ -132,6 +134,32 @@ def test_evaluate_refuses_rows_it_cannot_score(refused, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def both(finished, tmp_path_factory) -> str:
+    """A folder of `datasets` with the run's training and test rows as splits."""
+    folder = tmp_path_factory.mktemp("datasets") / "both"
+    splits = {name: finished.keys[f"data.{name}"] for name in ("train", "test")}
+    with quiet():
+        DatasetDict.from_csv(splits, cache_dir=folder.parent).save_to_disk(folder)
+    return str(folder)
+
+
+def test_each_split_of_a_saved_folder_is_itself(call, finished, both):
+    keys = {**finished.keys, "data.train": both, "data.validation": f"{both}:test"}
+    _, splits, _ = runs.assembled(keys | {"data.test": both})
+    _, expected, _ = runs.assembled(finished.keys)
+    for name, other in {"train": "train", "validation": "test", "test": "test"}.items():
+        assert splits[name].features[:] == expected[other].features[:]
+        assert splits[name].targets == expected[other].targets
+    for name, size in {"train": 37, "test": 19}.items():
+        result = json.loads(call("evaluate", f"--data={both}:{name}"))
+        file = json.loads(call("evaluate", f"--data={finished.keys[f'data.{name}']}"))
+        assert result == {**file, "data": f"{both}:{name}"}
+        assert result["rows"] == size
+        answers = lines(call("predict", f"--input={both}:{name}"))
+        assert len(answers) == size
+
+
 @pytest.fixture
 def opened(finished):
     with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:
@@ -245,11 +273,13 @@ def test_predict_refuses_rows_without_the_text_column(refused, tmp_path):
 
 
 def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):
-    before = runs.content(finished.workdir)
+    tokens = Path(finished.keys["data.cache_dir"])
+    before, kept = runs.content(finished.workdir), runs.content(tokens).keys()
     call("evaluate")
     call("predict", f"--input={finished.keys['data.test']}")
     call("export", f"--output={tmp_path}/out")
     assert runs.content(finished.workdir) == before
+    assert runs.content(tokens).keys() == kept, "what predict is asked is not kept"
 
 
 def test_class_weights_count_in_evaluate_as_they_did_in_the_run(tiny_bert_folder, tmp_path, capsys):
