@@ -138,10 +138,10 @@ class Run(Parts):
                 keep.keep_last + keep.keep_best + 1,
             )
             self.workdir.prepare()
+            self.workdir.write_json("config.json", configs.to_dict(self.config))
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
             self.workdir.write_json("task.json", asdict(self.experiment.task))
             self.workdir.write_json("inputs.json", digests)
-            self.workdir.write_json("config.json", configs.to_dict(self.config))
         self.workdir.require_shared()
         self.say(f"Writing to {self.workdir}")
 

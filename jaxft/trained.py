@@ -32,11 +32,11 @@ def open_trained(workdir: Workdir, step: str, say: Say) -> Iterator[Trained]:
     Raises:
         UserError: there is no run, no such checkpoint, or it cannot be read.
     """
-    saved = workdir.require("config.json")
+    saved, task = workdir.require("config.json"), workdir.require("task.json")
     say(keep_compiled())
     with workdir.model_folder() as folder:
         mesh = make_mesh({"fsdp": -1})
-        experiment = reopen(saved, workdir.require("task.json"), folder, mesh, say)
+        experiment = reopen(saved, task, folder, mesh, say)
     checkpoints = experiment.checkpoints(workdir.checkpoints, say, writes=False)
     try:
         chosen = _choose(step, checkpoints.steps, checkpoints.best, workdir)

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,11 @@ from jaxft.errors import UserError
 from jaxft.processes import process_index, tell, wait_for_all
 
 RUNS = "runs"
+WRITTEN = (
+    *("config.json", "task.json", "inputs.json", "model", "checkpoints"),
+    *("metrics.jsonl", "result.json", "report.html"),
+)
+"""What a run has of its own, by name; event files bear a name that only we give."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,29 @@ class Workdir:
         steps = [entry for entry in entries if str(entry).rstrip("/").rpartition("/")[2].isdigit()]
         return bool(steps) or files.read_file(self.file("result.json")) is not None
 
+    def _own_config(self) -> dict[str, Any] | None:
+        """The config.json of the run here, None where there is no run yet.
+
+        Raises UserError where a run would overwrite what no run has written: its config.json comes
+        before all else, but transformers calls its own so too.
+        """
+        saved = self.read_json("config.json")
+        sections = {field.name for field in fields(Config)}
+        if isinstance(saved, dict) and saved.keys() >= sections:
+            return saved
+        places = {name: files.locate(self.file(name)) for name in WRITTEN}
+        if there := [name for name, (fs, where) in places.items() if fs.exists(where)]:
+            raise UserError(
+                f"--workdir={self.path} is not the folder of a run, and a run would overwrite what "
+                f"is there: {', '.join(there)}. Give a new folder."
+            )
+        return None
+
     def refuse_other_config(self, given: Config, task_options: TaskOptions) -> None:
-        """Raises UserError when the run here would go on with a config that is not its own."""
-        content = self.read_json("config.json")
+        """Raises UserError when the run here would go on with a config that is not its own, or when
+        what is here is no run's.
+        """
+        content = self._own_config()
         if content is None or not self._holds_work:
             return
         saved = configs.from_dict(content, task_options)

@@ -240,6 +240,21 @@ def test_a_run_that_saved_nothing_blocks_no_other(finished, keys, tmp_path):
     assert not (workdir / "model" / "vocab.txt").exists()
 
 
+def test_a_run_that_dies_while_it_is_written_down_leaves_a_folder_that_is_its_own(
+    keys, tmp_path, monkeypatch
+):
+    save_model = Workdir.save_model
+
+    def save_and_die(self: Workdir, *parts: Any) -> None:
+        save_model(self, *parts)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(Workdir, "save_model", save_and_die)
+    for _ in ("at first", "when it is started again, which is not refused"):
+        with pytest.raises(RuntimeError, match="killed"):
+            train.main(runs.argv(keys, tmp_path / "run"))
+
+
 def test_without_a_workdir_a_run_goes_to_runs_in_the_current_folder(
     keys, tmp_path, monkeypatch, capsys
 ):
