@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -53,15 +53,13 @@ def main(argv: list[str]) -> None:
     with (
         _input(given.input) as source,
         open_trained(Workdir(given.workdir), given.step, say) as trained,
+        _output(given.output) as output,
     ):
         experiment, seed = sampled(trained.experiment, words)
-        trained = replace(trained, experiment=experiment)
-        lines = [files.dumps(row) + "\n" for row in predict(trained, source, seed, say)]
-        if given.output:
-            files.write_file(given.output, "".join(lines).encode())
-            say(f"{len(lines)} rows written to {given.output}")
-        else:
-            sys.stdout.writelines(lines)
+        rows = predict(replace(trained, experiment=experiment), source, seed, say)
+        output.writelines(f"{files.dumps(row)}\n".encode() for row in rows)
+    if given.output:
+        say(f"{len(rows)} rows written to {given.output}")
 
 
 def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experiment, int]:
@@ -139,6 +137,20 @@ def _input(name: str) -> Iterator[str]:
         path = Path(folder) / f"stdin.{kind}"
         path.write_bytes(content)
         yield str(path)
+
+
+@contextmanager
+def _output(name: str | None) -> Iterator[BinaryIO]:
+    """Where the rows go; a file that cannot be written is known before they are computed."""
+    if name is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with files.replacing(name) as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output={name} cannot be written: {reason}.") from error
 
 
 if __name__ == "__main__":

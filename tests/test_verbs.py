@@ -272,6 +272,17 @@ def test_predict_refuses_rows_without_the_text_column(refused, tmp_path):
     assert "no such file" in refused("predict", "--input=nothing.csv")
 
 
+def test_an_output_that_cannot_be_written_is_said_before_the_rows_are_computed(
+    refused, finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs.predict, "predict", lambda *parts: pytest.fail("computed"))
+    (tmp_path / "file").touch()
+    words = [f"--input={finished.keys['data.test']}"]
+    for output, why in {"": "Is a directory", "file/out.jsonl": "File exists"}.items():
+        message = refused("predict", *words, f"--output={tmp_path / output}")
+        assert message == f"--output={tmp_path / output} cannot be written: {why}."
+
+
 def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):
     tokens = Path(finished.keys["data.cache_dir"])
     before, kept = runs.content(finished.workdir), runs.content(tokens).keys()
