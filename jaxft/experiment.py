@@ -95,9 +95,8 @@ class Experiment:
     @property
     def hf_config(self) -> dict[str, Any]:
         """The `config.json` of the model that is being made."""
-        kept = {
-            k: v for k, v in self.drawn.config.items() if k not in ("num_labels", "torch_dtype")
-        }
+        old = ("num_labels", "_num_labels", "torch_dtype")
+        kept = {k: v for k, v in self.drawn.config.items() if k not in old}
         output = self.module.OUTPUT
         return {
             **kept,
