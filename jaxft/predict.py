@@ -96,8 +96,9 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
     options = module.reading(data, answers=False)
     asked = module.read(source, split="test", **options)
     raw = {name: getattr(data, name) for name in ("delimiter", "quoting", "encoding", "header")}
+    positions = [at for at in (data.text_column, data.text_pair_column) if isinstance(at, int)]
+    echoed = read_raw(source, split="test", columns=1 + max(positions, default=0), **raw)
     texts = [name for name in module.TEXTS if name in asked.column_names]
-    echoed = read_raw(source, **raw) or [{name: row[name] for name in texts} for row in asked]
     filled = np.array([all((row[name] or "").strip() for name in texts) for row in asked])
     answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in echoed]
     if filled.any():

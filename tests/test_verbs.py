@@ -2,18 +2,20 @@
 refused.
 """
 
+import gzip
 import io
 import json
 import shutil
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import runs
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from sklearn import metrics
 
 from jaxft import saving
@@ -224,6 +226,41 @@ def test_predict_echoes_every_column_and_adds_what_it_says(call, finished, tmp_p
         assert row["scores"].keys() == {"bad", "good"}
         assert sum(row["scores"].values()) == pytest.approx(1)
         assert row["prediction"] == max(row["scores"], key=row["scores"].__getitem__)
+
+
+KINDS = ("csv.gz", "jsonl.gz", "parquet", "folder")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> dict[str, str]:
+    """The same rows, with a column that JSON has no word for where there can be one, by kind."""
+    folder = tmp_path_factory.mktemp("everything")
+    rows = [{"text": text, "n": i} for i, (text, _) in enumerate(runs.rows(5, seed=3))]
+    typed = Dataset.from_list([{**row, "on": date(2026, 1, 1 + row["n"])} for row in rows])
+    with gzip.open(folder / "in.csv.gz", "wt") as file:
+        file.writelines(["n,text\n", *(f"{row['n']},{row['text']}\n" for row in rows)])
+    with gzip.open(folder / "in.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with quiet():
+        typed.to_parquet(folder / "in.parquet")
+        DatasetDict(test=typed, train=typed.select([0])).save_to_disk(folder / "in.folder")
+    return {kind: str(folder / f"in.{kind}") for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_echoes_every_column_of_any_kind_of_source(call, everything, kind):
+    answers = lines(call("predict", f"--input={everything[kind]}"))
+    assert [row["text"] for row in answers] == [text for text, _ in runs.rows(5, seed=3)]
+    assert [int(row["n"]) for row in answers] == [0, 1, 2, 3, 4]
+    if kind in ("parquet", "folder"):
+        assert [row["on"] for row in answers] == [f"2026-01-0{day}" for day in range(1, 6)]
+    assert all(row["prediction"] in ("bad", "good") for row in answers)
+
+
+def test_predict_refuses_two_columns_of_one_name_which_json_cannot_hold(refused, tmp_path):
+    path = runs.table(tmp_path / "in.csv", [("a film", "1", "2")], header=("text", "n", "n"))
+    message = refused("predict", f"--input={path}")
+    assert f"{path}: several columns are called 'n', and a row of JSON can hold one" in message
 
 
 def test_predictions_agree_with_the_scores(call, finished):
