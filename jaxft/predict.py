@@ -2,6 +2,7 @@
 or with `completion`, out (JSONL). What the rows already have is kept.
 """
 
+import codecs
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +101,9 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
     echoed = read_raw(source, split="test", columns=1 + max(positions, default=0), **raw)
     texts = [name for name in module.TEXTS if name in asked.column_names]
     filled = np.array([all((row[name] or "").strip() for name in texts) for row in asked])
+    if blank := np.asarray(asked["line"][:])[~filled].tolist():
+        listed = f"{', '.join(map(str, blank[:5]))}{', ...' if len(blank) > 5 else ''}"
+        say(f"{source}: {len(blank)} of {len(asked)} rows are blank (lines {listed}) and get null.")
     answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in echoed]
     if filled.any():
         places = np.flatnonzero(filled)
@@ -132,7 +136,7 @@ def _input(name: str) -> Iterator[str]:
     if name != "-":
         yield name
         return
-    content = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
     kind = "jsonl" if content.lstrip()[:1] in (b"{", b"[") else "csv"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"stdin.{kind}"

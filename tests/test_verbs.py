@@ -2,6 +2,7 @@
 refused.
 """
 
+import codecs
 import gzip
 import io
 import json
@@ -269,8 +270,9 @@ def test_predictions_agree_with_the_scores(call, finished):
     assert right == pytest.approx(finished.result["test"]["accuracy"])
 
 
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_predict_reads_stdin_and_writes_a_file(call, kind, tmp_path, monkeypatch):
+def test_predict_reads_stdin_and_writes_a_file(call, kind, mark, tmp_path, monkeypatch):
     texts = [text for text, _ in runs.rows(3, seed=3)]
     rows = {
         "csv": "text,n\n" + "".join(f"{text},{i}\n" for i, text in enumerate(texts)),
@@ -278,7 +280,7 @@ def test_predict_reads_stdin_and_writes_a_file(call, kind, tmp_path, monkeypatch
             json.dumps({"text": text, "n": {"deep": [i]}}) + "\n" for i, text in enumerate(texts)
         ),
     }
-    stdin = io.TextIOWrapper(io.BytesIO(rows[kind].encode()))
+    stdin = io.TextIOWrapper(io.BytesIO(mark + rows[kind].encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert call("predict", "--input=-", f"--output={tmp_path}/out.jsonl") == ""
     answers = lines((tmp_path / "out.jsonl").read_text())
