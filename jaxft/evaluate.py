@@ -11,9 +11,11 @@ from jaxft.scoring import Scorer
 from jaxft.trained import STEP_HELP, open_trained
 from jaxft.workdir import Workdir
 
+LABELLED = (*flags.READING, "label_column", "max_dropped", "cache_dir")
+
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser("evaluate", "Score a run's weights.")
+    parser = flags.RowsParser("evaluate", "Score a run's weights.", LABELLED)
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
     parser.add_argument(
         "--data",
@@ -21,9 +23,9 @@ def main(argv: list[str]) -> None:
         help="labelled rows; by default the run's test split, else validation",
     )
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
-    given = parser.parse(argv)
+    given, overrides = parser.given(argv)
     say = partial(print, file=sys.stderr, flush=True)
-    with open_trained(Workdir(given.workdir), given.step, say) as trained:
+    with open_trained(Workdir(given.workdir), given.step, say, overrides) as trained:
         experiment, data = trained.experiment, trained.experiment.config.data
         source = given.data or data.test or data.validation
         if source is None:

@@ -243,11 +243,12 @@ def reopen(
     model_folder: FilePath,
     mesh: Mesh,
     say: Say = print,
+    overrides: Mapping[str, str] | None = None,
 ) -> Experiment:
     """The experiment of a workdir, from its saved config and task and its `model/` folder, on
-    another mesh.
+    another mesh; `overrides` are the shell's, as in `config.load`.
     """
-    config = from_dict(saved, tasks.options)
+    config = from_dict(saved, tasks.options, overrides)
     # Nothing is updated: no memory has to be saved, and none but the devices' is needed. These need
     # not be the devices of the run, whose kernel they may lack and whose split they do not repeat.
     config = replace(

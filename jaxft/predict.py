@@ -37,23 +37,24 @@ SAMPLING = {
 
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser(
+    parser = flags.RowsParser(
         "predict",
         "Answer rows with a run's weights. Each row is written with `prediction` and `scores`, or "
         f"with `completion`; where the rows have such a column, with `{OURS}completion` beside it.",
+        flags.READING,
     )
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
-    parser.add_argument("--input", required=True, metavar="F|-", help="CSV or JSONL; - reads stdin")
+    parser.add_argument("--input", required=True, metavar="F|-", help="as data.train; - reads stdin")
     parser.add_argument("--output", metavar="F", help="JSONL; stdout by default")
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     for name, what in SAMPLING.items():
         parser.add_argument(f"--{name}", metavar="X", help=f"of generated answers: {what}")
-    given = parser.parse(argv)
+    given, overrides = parser.given(argv)
     words = {name: word for name in SAMPLING if (word := getattr(given, name)) is not None}
     say = partial(print, file=sys.stderr, flush=True)
     with (
         _input(given.input) as source,
-        open_trained(Workdir(given.workdir), given.step, say) as trained,
+        open_trained(Workdir(given.workdir), given.step, say, overrides) as trained,
         _output(given.output) as output,
     ):
         experiment, seed = sampled(trained.experiment, words)

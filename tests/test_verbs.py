@@ -258,6 +258,22 @@ def test_predict_echoes_every_column_of_any_kind_of_source(call, everything, kin
     assert all(row["prediction"] in ("bad", "good") for row in answers)
 
 
+def test_rows_may_be_spelt_otherwise_than_the_runs(call, refused, finished, tmp_path):
+    rows = runs.rows(19, seed=2)
+    path = tmp_path / "rows.dat"
+    path.write_text("stars;review\n" + "".join(f"{label};{text}\n" for text, label in rows))
+    flags = ["--config.data.delimiter=;", "--config.data.text_column=review"]
+    answers = lines(call("predict", f"--input={path}", *flags))
+    assert [(row["review"], row["stars"]) for row in answers] == rows
+    label = "--config.data.label_column=stars"
+    result = json.loads(call("evaluate", f"--data={path}", *flags, label))
+    right = np.mean([row["prediction"] == row["stars"] for row in answers])
+    assert result["accuracy"] == pytest.approx(right)
+    for verb, flag in {"predict": label, "evaluate": "--config.optim.learning_rate=1"}.items():
+        message = refused(verb, "--input=x" if verb == "predict" else "--data=x", flag)
+        assert f"{flag.partition('=')[0]} is the run's own; rows may differ in text" in message
+
+
 def test_predict_refuses_two_columns_of_one_name_which_json_cannot_hold(refused, tmp_path):
     path = runs.table(tmp_path / "in.csv", [("a film", "1", "2")], header=("text", "n", "n"))
     message = refused("predict", f"--input={path}")
