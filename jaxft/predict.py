@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         flags.READING,
     )
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
-    parser.add_argument("--input", required=True, metavar="F|-", help="as data.train; - reads stdin")
+    parser.add_argument("--input", required=True, metavar="F|-", help="rows; - reads stdin")
     parser.add_argument("--output", metavar="F", help="JSONL; stdout by default")
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     for name, what in SAMPLING.items():

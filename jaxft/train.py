@@ -83,16 +83,15 @@ def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, An
     experiment, splits, matched = assemble(config, say)
     run = Run(experiment, splits, workdir, say)
     run.inspect()
-    run.prepare_workdir()
-    wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
-    try:
+    with ExitStack() as stack:
+        run.prepare_workdir(stack)
+        stack.callback(lambda: run.checkpoints.close())
+        wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
         with together(), explained(lambda: memory_by_cause(run), plan):
             state, step = run.begin(matched)
             if not run.is_over(step):
                 state, step = run.loop(run.compile(step), state, step)
             return run.finish(state, step)
-    finally:
-        run.checkpoints.close()
 
 
 @dataclass
@@ -123,8 +122,10 @@ class Run(Parts):
             f"of gradients, {moments:,.1f} MB of optimizer state{where}"
         )
 
-    def prepare_workdir(self) -> None:
-        """Checks that the run can be written down, and writes what describes it."""
+    def prepare_workdir(self, stack: ExitStack) -> None:
+        """Checks that the run can be written down, and writes what describes it; no other run may
+        do so before the stack is closed.
+        """
         digests = {"tokenizer": cache_key(**tokenizer_content(self.experiment.tokenizer))}
         digests |= {name: split.rows.digest for name, split in self.splits.items()}
         agree("inputs", digests, SAME_INPUTS)
@@ -138,6 +139,7 @@ class Run(Parts):
                 keep.keep_last + keep.keep_best + 1,
             )
             self.workdir.prepare()
+            stack.enter_context(self.workdir.locked(self.say))
             self.workdir.write_json("config.json", configs.to_dict(self.config))
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
             self.workdir.write_json("task.json", asdict(self.experiment.task))

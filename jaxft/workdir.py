@@ -3,14 +3,17 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from etils import epath
+from filelock import FileLock, Timeout
+from fsspec.implementations.local import LocalFileSystem
 
 from jaxft import config as configs
 from jaxft import files
@@ -39,9 +42,9 @@ class Workdir:
 
     @classmethod
     def new(cls, config_file: str) -> "Workdir":
-        """`runs/<config>-<time>`, chosen by process 0."""
-        name = f"{RUNS}/{Path(config_file).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        return cls(tell("workdir", name))
+        """`runs/<config>-<time>-<chance>`, chosen by process 0; two may start in one second."""
+        name = f"{Path(config_file).stem}-{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"
+        return cls(tell("workdir", f"{RUNS}/{name}"))
 
     def __str__(self) -> str:
         return self.path
@@ -71,6 +74,27 @@ class Workdir:
         except Exception as error:  # each cloud has its own
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--workdir={self.path} cannot be written: {reason}.") from error
+
+    @contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keeps other runs away from a folder on a disk for as long as this one lasts; the lock
+        ends with the process, however that ends.
+
+        Raises UserError when another one holds it.
+        """
+        fs, where = files.locate(self.file(".lock"))
+        lock = FileLock(where, timeout=0) if isinstance(fs, LocalFileSystem) else nullcontext()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                raise UserError(
+                    f"--workdir={self.path}: another process is training in it. Wait for its end, "
+                    "or give another --workdir."
+                ) from None
+            except (OSError, NotImplementedError) as error:
+                say(f"WARNING: {self.path} knows no locks ({error}): start no second run in it.")
+            yield
 
     def require_shared(self) -> None:
         """Raises UserError in a process that does not see what process 0 writes here."""
