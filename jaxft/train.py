@@ -192,10 +192,12 @@ class Run(Parts):
                         scores = self._evaluate(recorder, state, step)
                     if scores or leaving or step % self.schedule.save == 0:
                         self._save(recorder, state, step, scores)
-                    if self.is_over(step):
-                        return state, step
-                    if leaving:
+                    if over := self.is_over(step):
+                        self.checkpoints.wait()  # before a signal may end the process again
+                    if leaving or (over and interrupts.stop(step + 1)):
                         self._leave(recorder, interrupts, step)
+                    if over:
+                        return state, step
             except NonFiniteLoss as error:
                 self._save(recorder, state, error.step - 1, None)
                 folder = summary.dump_batch(self.workdir, self.source, self.splits["train"], error)
@@ -207,7 +209,6 @@ class Run(Parts):
         if end < self.schedule.total:
             waited = self.config.train.early_stopping_patience
             self.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")
-        self.checkpoints.wait()
         best = self.checkpoints.best or end
         params = state.params
         if best != end:
