@@ -129,7 +129,6 @@ class Run(Parts):
         digests = {"tokenizer": cache_key(**tokenizer_content(self.experiment.tokenizer))}
         digests |= {name: split.rows.digest for name, split in self.splits.items()}
         agree("inputs", digests, SAME_INPUTS)
-        self.workdir.refuse_other_inputs(digests)
         if jax.process_index() == 0:
             leaves = jax.tree.leaves(self.abstract)
             keep = self.config.checkpoint
@@ -140,6 +139,9 @@ class Run(Parts):
             )
             self.workdir.prepare()
             stack.enter_context(self.workdir.locked(self.say))
+            # Asked again: another run may have trained here while this one read its data.
+            self.workdir.refuse_other_config(self.config, tasks.options)
+            self.workdir.refuse_other_inputs(digests)
             self.workdir.write_json("config.json", configs.to_dict(self.config))
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
             self.workdir.write_json("task.json", asdict(self.experiment.task))

@@ -270,6 +270,22 @@ def test_a_second_run_in_a_folder_where_one_is_training_is_refused(keys, tmp_pat
         pass
 
 
+def test_a_run_that_another_one_overtook_does_not_go_on_with_its_weights(
+    finished, keys, tmp_path, capsys, monkeypatch
+):
+    prepare = Workdir.prepare
+
+    def prepare_and_be_late(self: Workdir) -> None:
+        prepare(self)
+        shutil.copytree(finished.workdir, self.path, dirs_exist_ok=True)
+
+    monkeypatch.setattr(Workdir, "prepare", prepare_and_be_late)
+    other = keys | {"optim.learning_rate": 0.5}
+    message = runs.refused(capsys, "train", runs.argv(other, tmp_path / "run"))
+    assert "holds a run with another config" in message
+    assert runs.content(tmp_path / "run") == runs.content(finished.workdir)
+
+
 def test_runs_that_start_in_one_second_go_to_folders_of_their_own():
     assert len({Workdir.new("configs/bert_cls.py").path for _ in range(2)}) == 2
 
