@@ -23,6 +23,8 @@ from jaxft.nn.weights import Tree
 from jaxft.stderr import Say, aloud
 
 TRIES = 50
+STEP = "step"
+"""Stands among a checkpoint's scores, for what ranks them sees nothing else."""
 _policies = ocp.training.preservation_policies
 _FAILURES = (OSError, ValueError)
 """What a save raises when it cannot be written; the second is tensorstore's, for a full disk
@@ -59,9 +61,10 @@ class Checkpoints:
         writes: bool = True,
     ):
         self.folder, self.metric, self.say = folder, metric, say
+        self.keep_best = keep_best
         self.sign = -1.0 if lower_is_better else 1.0
         best = _policies.BestN(
-            get_metric_fn=self._value, n=keep_best, keep_checkpoints_without_metrics=False
+            get_metric_fn=self._rank, n=keep_best, keep_checkpoints_without_metrics=False
         )
         self._keep = _policies.AnyPreservationPolicy([_policies.LatestN(keep_last), best])
         # Its threads log every failure with a page of traceback, and then raise it for us to tell.
@@ -74,9 +77,10 @@ class Checkpoints:
             self.folder, preservation_policy=self._keep, cleanup_tmp_directories=clean
         )
 
-    def _value(self, metrics: Mapping[str, float]) -> float:
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """A higher one is better; the first of equals is."""
         value = float(metrics.get(self.metric, "nan"))
-        return self.sign * value if isfinite(value) else float("-inf")
+        return (self.sign * value if isfinite(value) else float("-inf"), -metrics.get(STEP, 0))
 
     @property
     def steps(self) -> list[int]:
@@ -85,13 +89,13 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the best score; the later one of equals; None when none was scored."""
-        scored = [
-            (self._value(c.metrics), c.step)
-            for c in self._orbax.checkpoints
-            if c.metrics and self.metric in c.metrics
-        ]
-        return max(scored)[1] if scored else None
+        """The step with the best score, the first of equals; None when none was scored or none is
+        kept for its score.
+        """
+        scored = [c for c in self._orbax.checkpoints if c.metrics and self.metric in c.metrics]
+        if not scored or not self.keep_best:
+            return None
+        return max(scored, key=lambda checkpoint: self._rank(checkpoint.metrics)).step
 
     def save(
         self,
@@ -114,7 +118,7 @@ class Checkpoints:
             self._orbax.save_checkpointables_async(
                 step,
                 {"params": params, "optimizer": optimizer},
-                metrics=dict(scores) if scores else None,
+                metrics={**scores, STEP: step} if scores else None,
                 custom_metadata=dict(meta),
                 force=True,
             )

@@ -51,9 +51,11 @@ def load(
     return _resolve(recipe, overrides, task_options, f"the config {path}", needs_data)
 
 
-def from_dict(raw: Mapping[str, Any], task_options: TaskOptions) -> Config:
+def from_dict(
+    raw: Mapping[str, Any], task_options: TaskOptions, overrides: Mapping[str, str] | None = None
+) -> Config:
     """The config that `to_dict` wrote, or any nested dict of keys, checked and completed."""
-    return _resolve(_plain(raw), {}, task_options, "the config")
+    return _resolve(_plain(raw), overrides or {}, task_options, "the config")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from jaxft.stderr import aloud
 from jaxft.trained import STEP_HELP, open_trained
 from jaxft.workdir import Workdir
 
+LABELLED = (*flags.READING, "label_column", "max_dropped", "cache_dir")
+
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser("evaluate", "Score a run's weights.")
+    parser = flags.RowsParser("evaluate", "Score a run's weights.", LABELLED)
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
     parser.add_argument(
         "--data",
@@ -19,8 +21,8 @@ def main(argv: list[str]) -> None:
         help="labelled rows; by default the run's test split, else validation",
     )
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
-    given = parser.parse(argv)
-    with open_trained(Workdir(given.workdir), given.step, aloud) as trained:
+    given, overrides = parser.given(argv)
+    with open_trained(Workdir(given.workdir), given.step, aloud, overrides) as trained:
         experiment, data = trained.experiment, trained.experiment.config.data
         source = given.data or data.test or data.validation
         if source is None:

@@ -96,9 +96,8 @@ class Experiment:
     @property
     def hf_config(self) -> dict[str, Any]:
         """The `config.json` of the model that is being made."""
-        kept = {
-            k: v for k, v in self.drawn.config.items() if k not in ("num_labels", "torch_dtype")
-        }
+        old = ("num_labels", "_num_labels", "torch_dtype")
+        kept = {k: v for k, v in self.drawn.config.items() if k not in old}
         output = self.module.OUTPUT
         return {
             **kept,
@@ -244,11 +243,12 @@ def reopen(
     model_folder: FilePath,
     mesh: Mesh,
     say: Say,
+    overrides: Mapping[str, str] | None = None,
 ) -> Experiment:
     """The experiment of a workdir, from its saved config and task and its `model/` folder, on
-    another mesh.
+    another mesh; `overrides` are the shell's, as in `config.load`.
     """
-    config = from_dict(saved, tasks.options)
+    config = from_dict(saved, tasks.options, overrides)
     # Nothing is updated: no memory has to be saved, and none but the devices' is needed. These need
     # not be the devices of the run, whose kernel they may lack and whose split they do not repeat.
     config = replace(

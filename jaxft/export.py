@@ -3,6 +3,7 @@ it says done.
 """
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from jaxft.stderr import Say, aloud, silently
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
+PARTIAL = ".partial"
 DTYPES = ("float32", "bfloat16", "float16")
 SAME_LOGITS = 1e-4
 """Largest difference between our logits and transformers', relative to the largest logit, in
@@ -40,9 +42,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the file's tensors")
     flags.add_processes(parser)
     given = parser.parse(argv)
+    if "://" in given.output:
+        raise UserError(f"--output={given.output}: give a folder on a disk, and copy that.")
+    folder = Path(os.path.expanduser(given.output))
     start_processes(given.coordinator_address, given.num_processes, given.process_id)
     with together():
-        write(Workdir(given.workdir), given.step, Path(given.output), given.dtype)
+        write(Workdir(given.workdir), given.step, folder, given.dtype)
 
 
 def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
@@ -53,17 +58,22 @@ def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
     """
     leads = jax.process_index() == 0
     say = aloud if leads else silently
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = folder.exists()
+    if there and (not folder.is_dir() or any(path.name != PARTIAL for path in folder.iterdir())):
         raise UserError(f"--output={folder} exists and is not an empty folder; choose another one.")
+    # The current folder or a mount cannot be replaced: its files are moved in, config.json last.
+    aside = folder / PARTIAL if there else folder.with_name(f".{folder.name}{PARTIAL}")
     with open_trained(workdir, step, say) as trained:
-        aside = folder.with_name(f".{folder.name}.partial")
         if leads:
             shutil.rmtree(aside, ignore_errors=True)
         try:
             export(trained, aside, dtype)
             check(trained, aside, dtype, say)
-            if leads:
+            if leads and not there:
                 aside.replace(folder)
+            elif leads:
+                for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+                    path.replace(folder / path.name)
         except OSError as error:
             raise UserError(
                 f"--output={folder} cannot be written: {error.strerror or error}."

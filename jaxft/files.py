@@ -5,11 +5,13 @@ knows memory:// too. A file is replaced whole: written aside and renamed on a di
 store puts a whole object or nothing.
 """
 
+import io
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import fsspec
@@ -85,21 +87,41 @@ def read_file(path: PathLike) -> bytes | None:
         return None
 
 
-def write_file(path: PathLike, data: bytes) -> None:
-    """Replaces a file as a whole: whoever reads it, whenever, finds the old one or the new one."""
+@contextmanager
+def replacing(path: PathLike) -> Iterator[BinaryIO]:
+    """A file to write in place of another, as a whole: whoever reads that one, whenever, finds the
+    old content or the new, and the old where the writing fails. What a link leads to is replaced;
+    a pipe or a device is no file, and is written to.
+    """
     fs, where = locate(path)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(where, data)
+        with io.BytesIO() as kept:
+            yield kept
+            fs.pipe_file(where, kept.getvalue())
         return
-    folder, name = os.path.split(where)
+    if os.path.exists(where) and not os.path.isfile(where):
+        with open(where, "wb") as special:
+            yield special
+        return
+    folder, name = os.path.split(os.path.realpath(where))
     os.makedirs(folder, exist_ok=True)
     # the name must not look like the file's own: TensorBoard picks up whatever holds "tfevents"
     aside = os.path.join(folder, f".{name.split('.')[0]}.aside")
-    with open(aside, "wb") as file:
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, os.path.join(folder, name))
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(aside)
+
+
+def write_file(path: PathLike, data: bytes) -> None:
+    """Replaces a file; see `replacing`."""
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, where)
 
 
 def write_json(path: PathLike, obj: Any) -> None:

@@ -17,6 +17,8 @@ from jaxft.errors import UserError
 
 DEFAULT_CONFIG = "configs/bert_cls.py"
 PREFIX = "--config."
+READING = ("text_column", "text_pair_column", "delimiter", "quoting", "encoding", "header")
+"""Keys of the config's data section that say how rows are read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,31 @@ class Parser(argparse.ArgumentParser):
         known = {name.lstrip("-"): name for name in self._option_string_actions}
         guess = closest(bare, known)
         return f"unknown flag {flag}" + (f"; did you mean {known[guess]}?" if guess else "")
+
+
+class RowsParser(Parser):
+    """The flags of a verb that gives a run rows to read, which may be spelt otherwise than its
+    own: `keys` are those of the config's data section that say how.
+    """
+
+    def __init__(self, verb: str, what: str, keys: Sequence[str]) -> None:
+        super().__init__(verb, what)
+        self._keys = keys
+        self.add_argument(
+            f"{PREFIX}data.KEY",
+            metavar="VALUE",
+            help=f"how rows are read, where not as the run's: {', '.join(keys)}",
+        )
+
+    def given(self, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+        """The flags by name, and the config's keys that they replace (dotted key -> word)."""
+        overrides, rest = _overrides(argv)
+        for key in overrides:
+            if key.removeprefix("data.") not in self._keys:
+                self.error(
+                    f"{PREFIX}{key} is the run's own; rows may differ in {', '.join(self._keys)}"
+                )
+        return self.parse(rest), overrides
 
 
 class ConfigParser(Parser):

@@ -2,18 +2,18 @@
 or with `completion`, out (JSONL). What the rows already have is kept.
 """
 
+import codecs
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxft import files, flags, schema, values
-from jaxft.data.cache import cache_key, content_hash
 from jaxft.data.echo import read_raw
 from jaxft.data.features import Rows
 from jaxft.errors import UserError
@@ -37,31 +37,30 @@ SAMPLING = {
 
 
 def main(argv: list[str]) -> None:
-    parser = flags.Parser(
+    parser = flags.RowsParser(
         "predict",
         "Answer rows with a run's weights. Each row is written with `prediction` and `scores`, or "
         f"with `completion`; where the rows have such a column, with `{OURS}completion` beside it.",
+        flags.READING,
     )
     parser.add_argument("--workdir", required=True, metavar="W", help="folder of the run")
-    parser.add_argument("--input", required=True, metavar="F|-", help="CSV or JSONL; - reads stdin")
+    parser.add_argument("--input", required=True, metavar="F|-", help="rows; - reads stdin")
     parser.add_argument("--output", metavar="F", help="JSONL; stdout by default")
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     for name, what in SAMPLING.items():
         parser.add_argument(f"--{name}", metavar="X", help=f"of generated answers: {what}")
-    given = parser.parse(argv)
+    given, overrides = parser.given(argv)
     words = {name: word for name in SAMPLING if (word := getattr(given, name)) is not None}
     with (
         _input(given.input) as source,
-        open_trained(Workdir(given.workdir), given.step, aloud) as trained,
+        open_trained(Workdir(given.workdir), given.step, aloud, overrides) as trained,
+        _output(given.output) as output,
     ):
         experiment, seed = sampled(trained.experiment, words)
-        trained = replace(trained, experiment=experiment)
-        lines = [files.dumps(row) + "\n" for row in predict(trained, source, seed, aloud)]
-        if given.output:
-            files.write_file(given.output, "".join(lines).encode())
-            aloud(f"{len(lines)} rows written to {given.output}")
-        else:
-            sys.stdout.writelines(lines)
+        rows = predict(replace(trained, experiment=experiment), source, seed, aloud)
+        output.writelines(f"{files.dumps(row)}\n".encode() for row in rows)
+    if given.output:
+        aloud(f"{len(rows)} rows written to {given.output}")
 
 
 def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experiment, int]:
@@ -97,18 +96,23 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
     module, data = experiment.module, experiment.config.data
     options = module.reading(data, answers=False)
     asked = module.read(source, split="test", **options)
+    positions = [at for at in (data.text_column, data.text_pair_column) if isinstance(at, int)]
+    echoed = read_raw(
+        source, split="test", columns=1 + max(positions, default=0), **data.text_format
+    )
     texts = [name for name in module.TEXTS if name in asked.column_names]
     filled = np.array([all((row[name] or "").strip() for name in texts) for row in asked])
-    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in asked]
+    if blank := np.asarray(asked["line"][:])[~filled].tolist():
+        listed = f"{', '.join(map(str, blank[:5]))}{', ...' if len(blank) > 5 else ''}"
+        say(f"{source}: {len(blank)} of {len(asked)} rows are blank (lines {listed}) and get null.")
+    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in echoed]
     if filled.any():
         places = np.flatnonzero(filled)
-        digest = cache_key(content=content_hash(source), predict=True, **options)
-        rows = Rows(source, asked.select(places), digest)
+        rows = Rows(source, asked.select(places), digest="")
         said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
-    plain = [{name: row[name] for name in texts} for row in asked]
-    return _beside(read_raw(source, **data.text_format) or plain, answers, say)
+    return _beside(echoed, answers, say)
 
 
 def _beside(
@@ -133,12 +137,26 @@ def _input(name: str) -> Iterator[str]:
     if name != "-":
         yield name
         return
-    content = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
     kind = "jsonl" if content.lstrip()[:1] in (b"{", b"[") else "csv"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"stdin.{kind}"
         path.write_bytes(content)
         yield str(path)
+
+
+@contextmanager
+def _output(name: str | None) -> Iterator[BinaryIO]:
+    """Where the rows go; a file that cannot be written is known before they are computed."""
+    if name is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with files.replacing(name) as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output={name} cannot be written: {reason}.") from error
 
 
 if __name__ == "__main__":

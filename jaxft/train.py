@@ -85,16 +85,15 @@ def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, An
     experiment, splits, matched = assemble(config, say)
     run = Run(experiment, splits, workdir, say)
     run.inspect()
-    run.prepare_workdir()
-    wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
-    try:
+    with ExitStack() as stack:
+        run.prepare_workdir(stack)
+        stack.callback(lambda: run.checkpoints.close())
+        wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
         with together(), explained(lambda: memory_by_cause(run), plan):
             state, step = run.begin(matched)
             if not run.is_over(step):
                 state, step = run.loop(run.compile(step), state, step)
             return run.finish(state, step)
-    finally:
-        run.checkpoints.close()
 
 
 @dataclass
@@ -125,12 +124,13 @@ class Run(Parts):
             f"of gradients, {moments:,.1f} MB of optimizer state{where}"
         )
 
-    def prepare_workdir(self) -> None:
-        """Checks that the run can be written down, and writes what describes it."""
+    def prepare_workdir(self, stack: ExitStack) -> None:
+        """Checks that the run can be written down, and writes what describes it; no other run may
+        do so before the stack is closed.
+        """
         digests = {"tokenizer": cache_key(**tokenizer_content(self.experiment.tokenizer))}
         digests |= {name: split.rows.digest for name, split in self.splits.items()}
         agree("inputs", digests, SAME_INPUTS)
-        self.workdir.refuse_other_inputs(digests)
         if jax.process_index() == 0:
             leaves = jax.tree.leaves(self.abstract)
             keep = self.config.checkpoint
@@ -140,10 +140,14 @@ class Run(Parts):
                 keep.keep_last + keep.keep_best + 1,
             )
             self.workdir.prepare()
+            stack.enter_context(self.workdir.locked(self.say))
+            # Asked again: another run may have trained here while this one read its data.
+            self.workdir.refuse_other_config(self.config, tasks.options)
+            self.workdir.refuse_other_inputs(digests)
+            self.workdir.write_json("config.json", configs.to_dict(self.config))
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
             self.workdir.write_json("task.json", asdict(self.experiment.task))
             self.workdir.write_json("inputs.json", digests)
-            self.workdir.write_json("config.json", configs.to_dict(self.config))
         self.workdir.require_shared()
         self.say(f"Writing to {self.workdir}")
 
@@ -192,10 +196,12 @@ class Run(Parts):
                         scores = self._evaluate(recorder, state, step)
                     if scores or leaving or step % self.schedule.save == 0:
                         self._save(recorder, state, step, scores)
-                    if self.is_over(step):
-                        return state, step
-                    if leaving:
+                    if over := self.is_over(step):
+                        self.checkpoints.wait()  # before a signal may end the process again
+                    if leaving or (over and interrupts.stop(step + 1)):
                         self._leave(recorder, interrupts, step)
+                    if over:
+                        return state, step
             except NonFiniteLoss as error:
                 self._save(recorder, state, error.step - 1, None)
                 folder = summary.dump_batch(self.workdir, self.source, self.splits["train"], error)
@@ -207,7 +213,6 @@ class Run(Parts):
         if end < self.schedule.total:
             waited = self.config.train.early_stopping_patience
             self.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")
-        self.checkpoints.wait()
         best = self.checkpoints.best or end
         params = state.params
         if best != end:

@@ -1,6 +1,6 @@
 """The weights of a run, opened for use: what evaluate, predict and export have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,18 +26,20 @@ class Trained:
 
 
 @contextmanager
-def open_trained(workdir: Workdir, step: str, say: Say) -> Iterator[Trained]:
+def open_trained(
+    workdir: Workdir, step: str, say: Say, overrides: Mapping[str, str] | None = None
+) -> Iterator[Trained]:
     """Opens checkpoint `step` ("best", "last" or a number) of a workdir, its weights split over all
-    devices: one of them need not hold all.
+    devices: one of them need not hold all. `overrides` replace keys of the run's config.
 
     Raises:
         UserError: there is no run, no such checkpoint, or it cannot be read.
     """
-    saved = workdir.require("config.json")
+    saved, task = workdir.require("config.json"), workdir.require("task.json")
     say(keep_compiled())
     with workdir.model_folder() as folder:
         mesh = make_mesh({"fsdp": -1})
-        experiment = reopen(saved, workdir.require("task.json"), folder, mesh, say)
+        experiment = reopen(saved, task, folder, mesh, say, overrides)
     checkpoints = experiment.checkpoints(workdir.checkpoints, say, writes=False)
     try:
         chosen = _choose(step, checkpoints.steps, checkpoints.best, workdir)

@@ -3,14 +3,17 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from etils import epath
+from filelock import FileLock, Timeout
+from fsspec.implementations.local import LocalFileSystem
 
 from jaxft import config as configs
 from jaxft import files
@@ -19,6 +22,11 @@ from jaxft.errors import UserError
 from jaxft.processes import process_index, tell, wait_for_all
 
 RUNS = "runs"
+WRITTEN = (
+    *("config.json", "task.json", "inputs.json", "model", "checkpoints"),
+    *("metrics.jsonl", "result.json", "report.html"),
+)
+"""What a run has of its own, by name; event files bear a name that only we give."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class Workdir:
 
     @classmethod
     def new(cls, config_file: str) -> "Workdir":
-        """`runs/<config>-<time>`, chosen by process 0."""
-        name = f"{RUNS}/{Path(config_file).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        return cls(tell("workdir", name))
+        """`runs/<config>-<time>-<chance>`, chosen by process 0; two may start in one second."""
+        name = f"{Path(config_file).stem}-{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"
+        return cls(tell("workdir", f"{RUNS}/{name}"))
 
     def __str__(self) -> str:
         return self.path
@@ -66,6 +74,27 @@ class Workdir:
         except Exception as error:  # each cloud has its own
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--workdir={self.path} cannot be written: {reason}.") from error
+
+    @contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Keeps other runs away from a folder on a disk for as long as this one lasts; the lock
+        ends with the process, however that ends.
+
+        Raises UserError when another one holds it.
+        """
+        fs, where = files.locate(self.file(".lock"))
+        lock = FileLock(where, timeout=0) if isinstance(fs, LocalFileSystem) else nullcontext()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                raise UserError(
+                    f"--workdir={self.path}: another process is training in it. Wait for its end, "
+                    "or give another --workdir."
+                ) from None
+            except (OSError, NotImplementedError) as error:
+                say(f"WARNING: {self.path} knows no locks ({error}): start no second run in it.")
+            yield
 
     def require_shared(self) -> None:
         """Raises UserError in a process that does not see what process 0 writes here."""
@@ -106,9 +135,29 @@ class Workdir:
         steps = [entry for entry in entries if str(entry).rstrip("/").rpartition("/")[2].isdigit()]
         return bool(steps) or files.read_file(self.file("result.json")) is not None
 
+    def _own_config(self) -> dict[str, Any] | None:
+        """The config.json of the run here, None where there is no run yet.
+
+        Raises UserError where a run would overwrite what no run has written: its config.json comes
+        before all else, but transformers calls its own so too.
+        """
+        saved = self.read_json("config.json")
+        sections = {field.name for field in fields(Config)}
+        if isinstance(saved, dict) and saved.keys() >= sections:
+            return saved
+        places = {name: files.locate(self.file(name)) for name in WRITTEN}
+        if there := [name for name, (fs, where) in places.items() if fs.exists(where)]:
+            raise UserError(
+                f"--workdir={self.path} is not the folder of a run, and a run would overwrite what "
+                f"is there: {', '.join(there)}. Give a new folder."
+            )
+        return None
+
     def refuse_other_config(self, given: Config, task_options: TaskOptions) -> None:
-        """Raises UserError when the run here would go on with a config that is not its own."""
-        content = self.read_json("config.json")
+        """Raises UserError when the run here would go on with a config that is not its own, or when
+        what is here is no run's.
+        """
+        content = self._own_config()
         if content is None or not self._holds_work:
             return
         saved = configs.from_dict(content, task_options)

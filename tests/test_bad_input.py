@@ -300,6 +300,19 @@ def test_a_workdir_that_cannot_be_written(refused, tmp_path, inside):
     assert (tmp_path / "taken").read_text() == "a file"
 
 
+@pytest.mark.parametrize("name", ["config.json", "model/notes.txt", "result.json"])
+def test_a_workdir_that_holds_what_no_run_has_written(capsys, tmp_path, keys, name):
+    workdir = tmp_path / "project"
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / name).write_text('{"model_type": "bert"}')
+    (workdir / "readme.md").write_text("what a run does not touch")
+    before = runs.content(workdir)
+    message = runs.refused(capsys, "train", runs.argv(keys, workdir))
+    assert f"--workdir={workdir} is not the folder of a run" in message
+    assert f"would overwrite what is there: {name.partition('/')[0]}. " in message
+    assert runs.content(workdir) == before
+
+
 def test_pitfall_15_a_disk_too_small_for_the_checkpoints_to_come(refused, monkeypatch):
     asked = []
 

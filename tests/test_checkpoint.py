@@ -39,19 +39,19 @@ def opened(tmp_path):
 
 def save(checkpoints: Checkpoints, step: int, score: float | None = None, **meta: Any) -> None:
     params = {"kernel": jnp.full(4, step, jnp.float32)}
-    scores = None if score is None else {"loss": -1.0, "accuracy": score}
+    scores = None if score is None else {"loss": -score, "accuracy": score}
     checkpoints.save(step, params=params, optimizer=STEP, meta=meta, scores=scores)
 
 
 HISTORIES = {
     "the best came early": ([0.9, 0.1, 0.2, 0.3], {}, [1, 4], 1),
-    "a later equal one counts as better": ([0.5, 0.5, 0.5, 0.1], {}, [3, 4], 3),
+    "a later equal one is no better": ([0.1, 0.5, 0.5, 0.5, 0.1], {}, [2, 5], 2),
     "lower is better": ([0.5, 0.1, 0.2, 0.3], {"lower_is_better": True}, [2, 4], 2),
     "NaN is never the best": ([0.1, float("nan"), float("nan"), float("nan")], {}, [1, 4], 1),
     "NaN is never the lowest": ([0.1, 9.0, float("nan")], {"lower_is_better": True}, [1, 3], 1),
     "saves without a score do not push it out": ([0.9, None, None, None], {}, [1, 4], 1),
     "the best two": ([0.9, 0.1, 0.8, 0.3, 0.2], {"keep_best": 2}, [1, 3, 5], 1),
-    "none is kept for its score": ([0.9, 0.1, 0.2], {"keep_best": 0}, [3], 3),
+    "none is kept for its score": ([0.9, 0.1], {"keep_best": 0, "keep_last": 2}, [1, 2], None),
     "the last two": ([0.9, 0.1, 0.2, 0.3], {"keep_last": 2}, [1, 3, 4], 1),
 }
 

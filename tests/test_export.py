@@ -111,6 +111,27 @@ def test_an_export_never_overwrites(refused, tmp_path):
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
+def test_an_export_goes_to_the_current_folder_and_to_ones_home(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = tmp_path / "here"
+    (here / ".partial").mkdir(parents=True)
+    (here / ".partial" / "config.json").write_text("of an export that was killed")
+    monkeypatch.chdir(here)
+    before = here.stat().st_ino
+    call("--output=.")
+    call("--output=~/home")
+    assert here.stat().st_ino == before, "a shell that is in it stays in it"
+    assert runs.content(here) == runs.content(tmp_path / "home")
+    assert "model.safetensors" in runs.content(here)
+    assert not (here / ".partial").exists()
+
+
+def test_an_export_to_a_url_is_refused(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused("--output=gs://b/m").startswith("--output=gs://b/m: give a folder on a disk")
+    assert not any(tmp_path.iterdir())
+
+
 def poison(value: float):
     """`Checkpoints.restore` with one weight replaced."""
     restore = Checkpoints.restore

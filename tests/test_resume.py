@@ -18,6 +18,7 @@ from etils import epath
 from jaxft import flags, train
 from jaxft.checkpoint import Checkpoints
 from jaxft.interrupts import Interrupts
+from jaxft.train import Run
 
 # Saved after 3, 4, 6, 8, 9 and 12, in the middle of epochs and of the means that are logged.
 SAVES = {"train.eval_steps": 4, "checkpoint.save_steps": 3, "train.logging_steps": 5}
@@ -184,6 +185,27 @@ def test_a_signal_saves_and_leaves_and_going_on_equals_never_stopped(
     monkeypatch.setattr(Interrupts, "stop", stop)
     runs.run(workdir, keys)
     assert "Resuming after step 7 of 12" in capsys.readouterr().err
+    assert_as_never_stopped(workdir, never_killed)
+
+
+def test_a_signal_during_the_last_save_leaves_once_that_is_committed(
+    tmp_path, keys, never_killed, capsys, monkeypatch
+):
+    workdir, is_over = tmp_path / "run", Run.is_over
+
+    def is_over_and_signal(self: Run, step: int) -> bool:
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_over(self, step)
+
+    monkeypatch.setattr(Run, "is_over", is_over_and_signal)
+    monkeypatch.setattr(Run, "finish", lambda *parts: pytest.fail("the time is up"))
+    with pytest.raises(SystemExit) as left:
+        train.main(runs.argv(keys, workdir))
+    assert left.value.code == 143
+    assert "Stopped by SIGTERM after step 12, which is saved" in capsys.readouterr().err
+    monkeypatch.undo()
+    runs.run(workdir, keys)
     assert_as_never_stopped(workdir, never_killed)
 
 

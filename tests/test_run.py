@@ -43,6 +43,7 @@ def test_the_workdir_is_the_whole_record(finished):
     (events,) = [name for name in there if name.startswith("events.out.tfevents.")]
     assert there - {events} == {
         *(
+            ".lock",
             "checkpoints",
             "task.json",
             "config.json",
@@ -240,13 +241,62 @@ def test_a_run_that_saved_nothing_blocks_no_other(finished, keys, tmp_path):
     assert not (workdir / "model" / "vocab.txt").exists()
 
 
+def test_a_run_that_dies_while_it_is_written_down_leaves_a_folder_that_is_its_own(
+    keys, tmp_path, monkeypatch
+):
+    save_model = Workdir.save_model
+
+    def save_and_die(self: Workdir, *parts: Any) -> None:
+        save_model(self, *parts)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(Workdir, "save_model", save_and_die)
+    for _ in ("at first", "when it is started again, which is not refused"):
+        with pytest.raises(RuntimeError, match="killed"):
+            train.main(runs.argv(keys, tmp_path / "run"))
+
+
+def test_a_second_run_in_a_folder_where_one_is_training_is_refused(keys, tmp_path, capsys):
+    workdir = Workdir(str(tmp_path / "run"))
+    workdir.prepare()
+    with workdir.locked(print):
+        before = runs.content(tmp_path)
+        message = runs.refused(capsys, "train", runs.argv(keys, workdir.path))
+        assert message.startswith(f"--workdir={workdir}: another process is training in it.")
+        assert runs.content(tmp_path) == before
+    with workdir.locked(print):
+        pass
+    with Workdir("memory://bucket/unlocked").locked(print):
+        pass
+
+
+def test_a_run_that_another_one_overtook_does_not_go_on_with_its_weights(
+    finished, keys, tmp_path, capsys, monkeypatch
+):
+    prepare = Workdir.prepare
+
+    def prepare_and_be_late(self: Workdir) -> None:
+        prepare(self)
+        shutil.copytree(finished.workdir, self.path, dirs_exist_ok=True)
+
+    monkeypatch.setattr(Workdir, "prepare", prepare_and_be_late)
+    other = keys | {"optim.learning_rate": 0.5}
+    message = runs.refused(capsys, "train", runs.argv(other, tmp_path / "run"))
+    assert "holds a run with another config" in message
+    assert runs.content(tmp_path / "run") == runs.content(finished.workdir)
+
+
+def test_runs_that_start_in_one_second_go_to_folders_of_their_own():
+    assert len({Workdir.new("configs/bert_cls.py").path for _ in range(2)}) == 2
+
+
 def test_without_a_workdir_a_run_goes_to_runs_in_the_current_folder(
     keys, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     train.main(runs.argv(keys))
     (workdir,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(r"bert_cls-\d{8}-\d{6}", workdir.name)
+    assert re.fullmatch(r"bert_cls-\d{8}-\d{6}-[0-9a-f]{4}", workdir.name)
     assert f"--workdir=runs/{workdir.name}" in capsys.readouterr().err
 
 

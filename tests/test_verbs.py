@@ -2,20 +2,25 @@
 refused.
 """
 
+import codecs
+import gzip
 import io
 import json
 import shutil
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import runs
+from datasets import Dataset, DatasetDict
 from sklearn import metrics
 
 from jaxft import saving
+from jaxft.data.sources import quiet
 from jaxft.nn.weights import flatten
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
@@ -132,6 +137,32 @@ def test_evaluate_refuses_rows_it_cannot_score(refused, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def both(finished, tmp_path_factory) -> str:
+    """A folder of `datasets` with the run's training and test rows as splits."""
+    folder = tmp_path_factory.mktemp("datasets") / "both"
+    splits = {name: finished.keys[f"data.{name}"] for name in ("train", "test")}
+    with quiet():
+        DatasetDict.from_csv(splits, cache_dir=folder.parent).save_to_disk(folder)
+    return str(folder)
+
+
+def test_each_split_of_a_saved_folder_is_itself(call, finished, both):
+    keys = {**finished.keys, "data.train": both, "data.validation": f"{both}:test"}
+    _, splits, _ = runs.assembled(keys | {"data.test": both})
+    _, expected, _ = runs.assembled(finished.keys)
+    for name, other in {"train": "train", "validation": "test", "test": "test"}.items():
+        assert splits[name].features[:] == expected[other].features[:]
+        assert splits[name].targets == expected[other].targets
+    for name, size in {"train": 37, "test": 19}.items():
+        result = json.loads(call("evaluate", f"--data={both}:{name}"))
+        file = json.loads(call("evaluate", f"--data={finished.keys[f'data.{name}']}"))
+        assert result == {**file, "data": f"{both}:{name}"}
+        assert result["rows"] == size
+        answers = lines(call("predict", f"--input={both}:{name}"))
+        assert len(answers) == size
+
+
 @pytest.fixture
 def opened(finished):
     with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:
@@ -198,14 +229,66 @@ def test_predict_echoes_every_column_and_adds_what_it_says(call, finished, tmp_p
         assert row["prediction"] == max(row["scores"], key=row["scores"].__getitem__)
 
 
+KINDS = ("csv.gz", "jsonl.gz", "parquet", "folder")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> dict[str, str]:
+    """The same rows, with a column that JSON has no word for where there can be one, by kind."""
+    folder = tmp_path_factory.mktemp("everything")
+    rows = [{"text": text, "n": i} for i, (text, _) in enumerate(runs.rows(5, seed=3))]
+    typed = Dataset.from_list([{**row, "on": date(2026, 1, 1 + row["n"])} for row in rows])
+    with gzip.open(folder / "in.csv.gz", "wt") as file:
+        file.writelines(["n,text\n", *(f"{row['n']},{row['text']}\n" for row in rows)])
+    with gzip.open(folder / "in.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with quiet():
+        typed.to_parquet(folder / "in.parquet")
+        DatasetDict(test=typed, train=typed.select([0])).save_to_disk(folder / "in.folder")
+    return {kind: str(folder / f"in.{kind}") for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_echoes_every_column_of_any_kind_of_source(call, everything, kind):
+    answers = lines(call("predict", f"--input={everything[kind]}"))
+    assert [row["text"] for row in answers] == [text for text, _ in runs.rows(5, seed=3)]
+    assert [int(row["n"]) for row in answers] == [0, 1, 2, 3, 4]
+    if kind in ("parquet", "folder"):
+        assert [row["on"] for row in answers] == [f"2026-01-0{day}" for day in range(1, 6)]
+    assert all(row["prediction"] in ("bad", "good") for row in answers)
+
+
+def test_rows_may_be_spelt_otherwise_than_the_runs(call, refused, finished, tmp_path):
+    rows = runs.rows(19, seed=2)
+    path = tmp_path / "rows.dat"
+    path.write_text("stars;review\n" + "".join(f"{label};{text}\n" for text, label in rows))
+    flags = ["--config.data.delimiter=;", "--config.data.text_column=review"]
+    answers = lines(call("predict", f"--input={path}", *flags))
+    assert [(row["review"], row["stars"]) for row in answers] == rows
+    label = "--config.data.label_column=stars"
+    result = json.loads(call("evaluate", f"--data={path}", *flags, label))
+    right = np.mean([row["prediction"] == row["stars"] for row in answers])
+    assert result["accuracy"] == pytest.approx(right)
+    for verb, flag in {"predict": label, "evaluate": "--config.optim.learning_rate=1"}.items():
+        message = refused(verb, "--input=x" if verb == "predict" else "--data=x", flag)
+        assert f"{flag.partition('=')[0]} is the run's own; rows may differ in text" in message
+
+
+def test_predict_refuses_two_columns_of_one_name_which_json_cannot_hold(refused, tmp_path):
+    path = runs.table(tmp_path / "in.csv", [("a film", "1", "2")], header=("text", "n", "n"))
+    message = refused("predict", f"--input={path}")
+    assert f"{path}: several columns are called 'n', and a row of JSON can hold one" in message
+
+
 def test_predictions_agree_with_the_scores(call, finished):
     answers = lines(call("predict", f"--input={finished.keys['data.test']}"))
     right = np.mean([row["prediction"] == row["label"] for row in answers])
     assert right == pytest.approx(finished.result["test"]["accuracy"])
 
 
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_predict_reads_stdin_and_writes_a_file(call, kind, tmp_path, monkeypatch):
+def test_predict_reads_stdin_and_writes_a_file(call, kind, mark, tmp_path, monkeypatch):
     texts = [text for text, _ in runs.rows(3, seed=3)]
     rows = {
         "csv": "text,n\n" + "".join(f"{text},{i}\n" for i, text in enumerate(texts)),
@@ -213,7 +296,7 @@ def test_predict_reads_stdin_and_writes_a_file(call, kind, tmp_path, monkeypatch
             json.dumps({"text": text, "n": {"deep": [i]}}) + "\n" for i, text in enumerate(texts)
         ),
     }
-    stdin = io.TextIOWrapper(io.BytesIO(rows[kind].encode()))
+    stdin = io.TextIOWrapper(io.BytesIO(mark + rows[kind].encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert call("predict", "--input=-", f"--output={tmp_path}/out.jsonl") == ""
     answers = lines((tmp_path / "out.jsonl").read_text())
@@ -244,12 +327,25 @@ def test_predict_refuses_rows_without_the_text_column(refused, tmp_path):
     assert "no such file" in refused("predict", "--input=nothing.csv")
 
 
+def test_an_output_that_cannot_be_written_is_said_before_the_rows_are_computed(
+    refused, finished, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs.predict, "predict", lambda *parts: pytest.fail("computed"))
+    (tmp_path / "file").touch()
+    words = [f"--input={finished.keys['data.test']}"]
+    for output, why in {"": "Is a directory", "file/out.jsonl": "File exists"}.items():
+        message = refused("predict", *words, f"--output={tmp_path / output}")
+        assert message == f"--output={tmp_path / output} cannot be written: {why}."
+
+
 def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):
-    before = runs.content(finished.workdir)
+    tokens = Path(finished.keys["data.cache_dir"])
+    before, kept = runs.content(finished.workdir), runs.content(tokens).keys()
     call("evaluate")
     call("predict", f"--input={finished.keys['data.test']}")
     call("export", f"--output={tmp_path}/out")
     assert runs.content(finished.workdir) == before
+    assert runs.content(tokens).keys() == kept, "what predict is asked is not kept"
 
 
 def test_class_weights_count_in_evaluate_as_they_did_in_the_run(tiny_bert_folder, tmp_path, capsys):

@@ -221,28 +221,35 @@ def test_a_row_without_a_word_gets_null_and_moves_no_other(call, tmp_path):
     path = talk.lines(tmp_path / "whole.jsonl", whole)
     answers = rows_of(call("predict", f"--input={path}"))
     expected = [row["model_completion"] for row in answers]
-    holed = [{"prompt": " ", "id": 7}, whole[0], whole[1], {"prompt": ""}, whole[2]]
+    holed = [{"prompt": " ", "id": 7}, whole[0], {"prompt": None}, whole[1], {"prompt": ""}]
+    holed += [{"prompt": "", "completion": "an answer alone"}, whole[2]]
     said = rows_of(call("predict", f"--input={talk.lines(tmp_path / 'holed.jsonl', holed)}"))
     assert said[0] == {"prompt": " ", "id": 7, "model_completion": None}
-    assert [said[i]["model_completion"] for i in (1, 2, 4)] == expected
+    assert [row["model_completion"] for row in said if row["prompt"]] == [None, *expected]
+    assert [said[i]["model_completion"] for i in (2, 4, 5)] == [None] * 3
 
 
-NOTHING_TO_ANSWER: dict[str, list[dict[str, Any]]] = {
-    "an answer alone": [{"messages": [{"role": "assistant", "content": "hello"}]}],
-    "a blank turn": [{"messages": [{"role": "user", "content": " "}]}],
-    "a completion alone": [{"prompt": "Mix", "completion": "a"}, {"prompt": "", "completion": "b"}],
-    "a text": [{"text": "Once upon a time"}],
-}
-
-
-@pytest.mark.parametrize("what", NOTHING_TO_ANSWER)
-def test_a_row_with_words_but_no_prompt_is_refused_with_its_line(refused, tmp_path, what):
-    rows = NOTHING_TO_ANSWER[what]
+def test_a_chat_that_asks_nothing_gets_null(call, tmp_path, capsys):
+    user, assistant = ({"role": role, "content": "Hi"} for role in ("user", "assistant"))
+    empty = [None, [], [assistant], [{"role": "user", "content": " "}], [user | {"content": None}]]
+    rows = [{"messages": turns} for turns in (*empty, [user])]
     path = talk.lines(tmp_path / "in.jsonl", rows)
-    message = refused("predict", f"--input={path}")
-    assert message == (
-        f"{path} line {len(rows)}: generation without a prompt: there is nothing to answer."
-    )
+    words = [f"--input={path}", "--max_new_tokens=5"]
+    said = rows_of(call("predict", *words))
+    assert [row["messages"] for row in said] == [row["messages"] for row in rows]
+    assert [row["completion"] for row in said[:-1]] == [None] * 5
+    assert isinstance(said[-1]["completion"], str)
+
+
+def test_rows_without_a_place_for_a_prompt_are_refused(refused, tmp_path):
+    document = tmp_path / "in.md"
+    document.write_text("# Once upon a time")
+    for path in (
+        talk.lines(tmp_path / "in.jsonl", [{"text": "Once upon a time"}]),
+        document,
+    ):
+        message = refused("predict", f"--input={path}")
+        assert f"{path}: nothing to answer in its columns ('text'). Rows to answer have" in message
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(refused, tmp_path):

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 def content_hash(source: str | Dataset, split: str = "train") -> str:
     """What a source holds, in 64 hex digits or fewer: a file or folder by its bytes, whatever it is
-    called; a hub id or a `datasets.Dataset` by the fingerprint that datasets keeps.
+    called, of several splits the one; a hub id or a `datasets.Dataset` by the fingerprint that
+    datasets keeps.
     """
     if isinstance(source, Dataset):
         return source._fingerprint
@@ -31,6 +33,8 @@ def content_hash(source: str | Dataset, split: str = "train") -> str:
         return open_saved(files, root, source, split)._fingerprint
     digest = hashlib.sha256()
     with opening(source):
+        if files.exists(f"{root}/dataset_dict.json"):
+            root = f"{root}/{split}"
         for name in sorted(files.find(root)):
             with files.open(name, "rb") as handle:
                 content = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -49,13 +53,26 @@ def cache_key(**parts: Any) -> str:
 def cached_map(
     dataset: Dataset,
     features: Callable[[dict], dict],
-    key: str,
+    key: str | None,
     cache_dir: str | None,
 ) -> Dataset:
-    """What ``features`` makes of batches of columns, from ``cache_dir/key`` where that exists.
+    """What ``features`` makes of batches of columns, from ``cache_dir/key`` where that exists;
+    without a key it is made and not kept.
 
     Raises: UserError when the cache folder cannot be written.
     """
+    # In one process: tokenizers use all cores from one, and forking after JAX has started its
+    # threads can hang.
+    make = partial(
+        dataset.map,
+        features,
+        batched=True,
+        remove_columns=dataset.column_names,
+        load_from_cache_file=False,
+    )
+    if key is None:
+        with quiet():
+            return make(keep_in_memory=True, new_fingerprint="not_kept")
     if cache_dir is None:
         cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxft", "tokens")
     folder = Path(cache_dir).expanduser()
@@ -75,16 +92,7 @@ def cached_map(
     with lock, scratch, quiet():
         if (found := _load(final)) is not None:
             return found
-        # In one process: tokenizers use all cores from one, and forking after JAX has started its
-        # threads can hang.
-        made = dataset.map(
-            features,
-            batched=True,
-            remove_columns=dataset.column_names,
-            cache_file_name=f"{scratch.name}/rows.arrow",
-            load_from_cache_file=False,
-            new_fingerprint=key,
-        )
+        made = make(cache_file_name=f"{scratch.name}/rows.arrow", new_fingerprint=key)
         made.save_to_disk(f"{scratch.name}/saved")
         os.rename(f"{scratch.name}/saved", final)
     return datasets.load_from_disk(str(final))

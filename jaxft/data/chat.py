@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from jaxft.data.examples import Example, question
 from jaxft.data.templates import TEMPLATES, ends, mark, with_template
 from jaxft.errors import UserError
 
@@ -22,7 +23,6 @@ ALPACA = (
 )
 """Source: Taori et al. 2023, Stanford Alpaca."""
 
-Example = dict[str, Any]
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -79,14 +79,12 @@ def prompt(
     """
     _eos(tokenizer)
     if chat := _chat(example, template or tokenizer.chat_template):
-        messages = list(chat["messages"])
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        if any(turn["content"].strip() for turn in messages):
-            said = _Chat(tokenizer, {**chat, "messages": messages}, template, where)
+        asked = question(chat)
+        if any(turn["content"].strip() for turn in asked["messages"]):
+            said = _Chat(tokenizer, asked, template, where)
             return Rendered(said.whole(ask=True), (), special=False)
-    elif "text" not in example and (asked := _parts(example)[0]).strip():
-        return _plain(asked, (), tokenizer)
+    elif "text" not in example and (prompted := _parts(example)[0]).strip():
+        return _plain(prompted, (), tokenizer)
     raise UserError(f"{where}: generation without a prompt: there is nothing to answer.")
 
 

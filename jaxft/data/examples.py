@@ -23,6 +23,7 @@ from jaxft.errors import UserError
 
 CHATS = ("messages", "conversations", "conversation")
 PARTS = (("prompt", "completion"), ("instruction", "input", "output"))
+ANSWERS = ("completion", "output")
 DOCUMENTS = (".txt", ".md")
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant"}
@@ -45,8 +46,8 @@ def read_examples(
     """Rows with `text` (all of it, as people read it), `example` (the form as JSON) and `line` (in
     which it starts, or the number of the row where lines do not tell rows apart).
 
-    Without `answers` a prompt needs no completion, an instruction no output, and a chat no
-    assistant turn: these are rows to answer.
+    Without `answers` these are rows to answer: a prompt needs no completion, an instruction no
+    output, and a chat no assistant turn; `text` is what is asked, and blank where nothing is.
 
     Raises:
         UserError: whatever is wrong with the source, its columns, or a row, with its line.
@@ -62,21 +63,34 @@ def read_examples(
         make(row, f"{source} line {line}") for line, (_, row) in zip(lines, rows, strict=True)
     ]
     columns = {
-        "text": [readable(example) for example in examples],
+        "text": [readable(example if answers else question(example)) for example in examples],
         "example": [json.dumps(example, ensure_ascii=False, default=str) for example in examples],
     }
     return dataset(columns, lines, source)
 
 
+def question(example: Example) -> Example:
+    """An example without the answer that it ends with."""
+    if "messages" not in example:
+        return {name: cell for name, cell in example.items() if name not in ANSWERS}
+    asked = list(example["messages"])
+    while asked and asked[-1]["role"] == "assistant":
+        asked.pop()
+    return {**example, "messages": asked}
+
+
 def readable(example: Example) -> str:
-    """All of an example as plain text: turns with their roles, other parts one after the other."""
+    """All of an example as plain text: turns with their roles, other parts one after the other;
+    what is blank is left out.
+    """
     if "messages" not in example:
         return "\n\n".join(part for part in example.values() if part.strip())
     turns = []
     for message in example["messages"]:
         calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls", ())]
         words = "\n".join(part for part in (message["content"], *calls) if part)
-        turns.append(f"{message['role'].capitalize()}: {words}")
+        if words.strip():
+            turns.append(f"{message['role'].capitalize()}: {words}")
     return "\n\n".join(turns)
 
 
@@ -128,17 +142,23 @@ def _form(
     names: Sequence[str], text_column: str | int, answers: bool, source: str
 ) -> Callable[[dict, str], Example]:
     """What makes an example of a row and its place."""
+    chosen = text_column
     if isinstance(text_column, int) and 0 <= text_column < len(names):
-        text_column = names[text_column]
-    elif text_column == "text":
+        chosen = names[text_column]
+    if text_column == "text" or not answers:
         for name in CHATS:
             if name in names:
                 return lambda row, where: _chat(row, name, answers, where)
         for parts in PARTS:
             if parts[0] in names and (parts[-1] in names or not answers):
                 return lambda row, where: _parts(row, parts, answers, where)
-    if text_column in names:
-        return lambda row, where: {"text": _string(row, str(text_column), where) or ""}
+    if not answers:
+        raise UserError(
+            f"{source}: nothing to answer in its columns ({', '.join(map(repr, names))}). Rows to "
+            f"answer have {', '.join(CHATS)}, prompt, or instruction and input."
+        )
+    if chosen in names:
+        return lambda row, where: {"text": _string(row, str(chosen), where) or ""}
     raise UserError(
         f"{source}: its columns ({', '.join(map(repr, names))}) are no form that is known. Known "
         f"are {', '.join(CHATS[:-1])} or {CHATS[-1]}; prompt and completion; instruction, input "
@@ -157,21 +177,25 @@ def _string(row: dict, column: str, where: str) -> str | None:
 
 def _parts(row: dict, names: Sequence[str], answers: bool, where: str) -> Example:
     found = {name: _string(row, name, where) for name in names}
-    for name in (names[0], names[-1]) if answers else names[:1]:
-        if found[name] is None:
+    for name in (names[0], names[-1]):
+        if answers and found[name] is None:
             raise UserError(f"{where}: no {name!r}. A row has {names[0]} and {names[-1]}.")
-    return {name: cell or "" for name, cell in found.items() if cell is not None or name == "input"}
+    return {
+        name: cell or "" for name, cell in found.items() if cell is not None or name not in ANSWERS
+    }
 
 
 def _chat(row: dict, column: str, answers: bool, where: str) -> Example:
     turns = _parsed(row.get(column), column, where)
+    if turns is None and not answers:
+        turns = []
     if not isinstance(turns, list):
         raise UserError(f"{where}: {column!r} is a list of turns, found {str(turns)[:40]!r}.")
-    if not turns:
+    if not turns and answers:
         raise UserError(f"{where}: the conversation is empty.")
-    messages = [_turn(turn, f"{where}, turn {i}") for i, turn in enumerate(turns, 1)]
+    messages = [_turn(turn, f"{where}, turn {i}", answers) for i, turn in enumerate(turns, 1)]
     system = _string(row, "system", where)
-    if system and messages[0]["role"] != "system":
+    if system and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     if answers and "assistant" not in [message["role"] for message in messages]:
         raise UserError(f"{where}: no turn of the assistant, so that there is nothing to learn.")
@@ -192,7 +216,7 @@ def _parsed(value: Any, column: str, where: str) -> Any:
         raise UserError(f"{where}: {column!r} is broken JSON ({error}).") from None
 
 
-def _turn(turn: Any, where: str) -> dict[str, Any]:
+def _turn(turn: Any, where: str, answers: bool) -> dict[str, Any]:
     """A message with role and content (a string), and what else the turn has that is not null."""
     if not isinstance(turn, dict) or not ({"role", "from"} & turn.keys()):
         raise UserError(
@@ -217,7 +241,7 @@ def _turn(turn: Any, where: str) -> dict[str, Any]:
         for part in value
     ):
         value = "".join(part["text"] for part in value)
-    if value is None and "tool_calls" in more:
+    if value is None and ("tool_calls" in more or not answers):
         value = ""
     if not isinstance(value, str):
         raise UserError(

@@ -50,7 +50,7 @@ class Rows:
     source: str
     dataset: datasets.Dataset
     digest: str
-    """Of the source's content and the options it was read with."""
+    """Of the source's content and the options it was read with; "": its tokens are not kept."""
     weights: tuple[float, ...] = (1.0,)
     """Of the sources that are mixed here; column `origin` says which one a row is from."""
 
@@ -176,7 +176,7 @@ def tokenise(
     Raises:
         UserError: what the task refuses, or more than `data.max_dropped` of the rows it cannot use.
     """
-    key = cache_key(
+    key = rows.digest and cache_key(
         version=__version__,
         rows=rows.digest,
         tokenizer=tokenizer_content(tokenizer),
@@ -190,7 +190,7 @@ def tokenise(
         first = made.pop("row", range(len(columns["row"])))
         return {**made, "row": [columns["row"][i] for i in first]}
 
-    made = cached_map(numbered, features, key, data.cache_dir)
+    made = cached_map(numbered, features, key or None, data.cache_dir)
     if "dropped" in made.column_names:
         made = _usable(made, rows, data.max_dropped, say)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)

@@ -28,6 +28,8 @@ ARCHITECTURES = {
 _SUMMARY = Harmless("of the double-heads model")
 HARMLESS_FIELDS = {
     "n_ctx": Harmless("an old name of n_positions"),
+    "n_special": Harmless("rows that GPT-1 added to the embedding", only=(0,)),
+    "predict_special_tokens": Harmless("of GPT-1, whose n_special tokens it is about"),
     "summary_type": _SUMMARY,
     "summary_use_proj": _SUMMARY,
     "summary_activation": _SUMMARY,

@@ -8,6 +8,7 @@ from typing import Any
 from jaxft.errors import UserError
 from jaxft.models import llama
 from jaxft.nn.decoder import RotaryDecoder, RotaryDims
+from jaxft.nn.fields import Harmless
 
 PREFIX = "model"
 ARCHITECTURES = {
@@ -15,7 +16,9 @@ ARCHITECTURES = {
     "classify": "Qwen2ForSequenceClassification",
     "causal_lm": "Qwen2ForCausalLM",
 }
-HARMLESS_FIELDS = llama.HARMLESS_FIELDS
+HARMLESS_FIELDS = llama.HARMLESS_FIELDS | {
+    "use_mrope": Harmless("a token has one position, not three", only=(False,))
+}
 UNUSED_TENSORS = llama.UNUSED_TENSORS
 NEW_TENSORS: dict[str, str] = {}
 DROPOUT_FIELDS = llama.DROPOUT_FIELDS

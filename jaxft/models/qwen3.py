@@ -14,7 +14,7 @@ ARCHITECTURES = {
     "classify": "Qwen3ForSequenceClassification",
     "causal_lm": "Qwen3ForCausalLM",
 }
-HARMLESS_FIELDS = llama.HARMLESS_FIELDS
+HARMLESS_FIELDS = qwen2.HARMLESS_FIELDS
 UNUSED_TENSORS = llama.UNUSED_TENSORS
 NEW_TENSORS: dict[str, str] = {}
 DROPOUT_FIELDS = llama.DROPOUT_FIELDS

@@ -29,7 +29,7 @@ class Harmless:
 
 _GENERATION = Harmless("a setting of text generation or of the tokenizer")
 _RECORD = Harmless("a record, not a setting")
-_OUTPUTS = Harmless("what a transformers call returns")
+_OUTPUTS = Harmless("what a call of transformers or sentence-transformers returns")
 # transformers 2 to 4 wrote these beside the architecture, for encoders too.
 _OLD_GENERATION = (
     *("bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty"),
@@ -41,8 +41,13 @@ _OLD_GENERATION = (
     *("task_specific_params", "temperature", "tokenizer_class", "top_k", "top_p", "typical_p"),
 )
 
+# Other tools leave these. Not auto_map: it names code of the checkpoint's own, and with it another
+# model may go by a known model_type (jinaai/jina-embeddings-v2-base-en is a "bert" with ALiBi).
+_RECORDS = ("transformers.js_config", "unsloth_fixed", "unsloth_version")
+
 COMMON = {
     **dict.fromkeys(_OLD_GENERATION, _GENERATION),
+    **dict.fromkeys(_RECORDS, _RECORD),
     "_name_or_path": _RECORD,
     "architectures": _RECORD,
     "model_type": _RECORD,
@@ -52,6 +57,7 @@ COMMON = {
     "id2label": Harmless("read with the labels"),
     "label2id": Harmless("read with the labels"),
     "num_labels": Harmless("read with the labels"),
+    "_num_labels": Harmless("read with the labels"),
     "problem_type": Harmless("the task decides"),
     "finetuning_task": _RECORD,
     "use_cache": _GENERATION,
@@ -72,11 +78,14 @@ COMMON = {
     "chunk_size_feed_forward": Harmless("a memory setting"),
     "gradient_checkpointing": Harmless("a memory setting; ours is model.activation_checkpointing"),
     "torchscript": _OUTPUTS,
+    "sbert_ce_default_activation_function": _OUTPUTS,
+    "sentence_transformers": _OUTPUTS,
+    "_attn_implementation_autoset": Harmless("the kernel is model.attention"),
     "use_bfloat16": Harmless("the precision is model.dtype"),
     "xla_device": _RECORD,
     "pruned_heads": Harmless("nothing was pruned", only=({}, None)),
 }
-"""Fields that transformers writes for every family."""
+"""Fields that transformers, and tools around it, write for every family."""
 
 
 def read_dims(cls: type[D], config: Mapping[str, Any], harmless: Mapping[str, Harmless]) -> D:

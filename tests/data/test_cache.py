@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from jaxft.data import cache
 from jaxft.data.cache import cache_key, cached_map, content_hash
@@ -127,3 +127,22 @@ def test_content_is_hashed_by_bytes_and_not_by_name(data, tmp_path):
     assert content_hash(str(tmp_path / "saved")) != before
     assert content_hash(data) == content_hash(Dataset.from_dict(data.to_dict()))
     assert content_hash(data) != content_hash(data.select([1, 0]))
+
+
+def test_splits_of_one_folder_have_digests_of_their_own(data, tmp_path):
+    with cache.quiet():
+        DatasetDict(train=data, test=data.select([1])).save_to_disk(tmp_path / "both")
+    both = str(tmp_path / "both")
+    train, test = content_hash(both), content_hash(both, "test")
+    assert train == content_hash(f"{both}:train") != test == content_hash(f"{both}:test")
+    with cache.quiet():
+        DatasetDict(train=data, test=data).save_to_disk(tmp_path / "both")
+    assert content_hash(both) == train
+    assert content_hash(both, "test") != test
+
+
+def test_without_a_key_tokens_are_made_and_not_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = cached_map(data, Counting(), None, str(tmp_path / "tokens"))
+    assert made[:] == {"input_ids": [[97], [98, 99]]}
+    assert os.listdir(tmp_path) == []

@@ -209,6 +209,22 @@ HUB_CONFIGS: dict[str, Config] = {
         "transformers_version": "4.40.1",
         "vocab_size": 151936,
     },
+    "Qwen/Qwen2.5-0.5B": QWEN2
+    | {
+        "eos_token_id": 151643,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "transformers_version": "4.40.1",
+        "use_mrope": False,
+        "vocab_size": 151936,
+    },
     "Qwen/Qwen2.5-7B-Instruct": QWEN2
     | {
         "eos_token_id": 151645,
@@ -254,6 +270,7 @@ ELEMENTS = {
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
     "mistralai/Mistral-7B-Instruct-v0.3": 7_248_023_552,
     "Qwen/Qwen2-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "Qwen/Qwen3-0.6B": 751_632_384,
     "Qwen/Qwen3-8B": 8_190_735_360,

@@ -149,6 +149,9 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         ("qwen3", {"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6': must be a number"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = T"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
+        ("gpt2", {"n_special": 2}, "n_special = 2"),
+        ("qwen2", {"use_mrope": True}, "use_mrope = True"),
+        ("qwen3", {"use_mrope": True}, "use_mrope = True"),
         # An alias in transformers, where it beats n_embd.
         ("gpt2", {"hidden_size": 64}, "hidden_size = 64"),
         ("gpt2", {"n_embd": 34}, "n_embd 34 does not split into 4 heads"),
@@ -156,6 +159,7 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
             (name, {key: value}, f"{key} = ")
             for name in FAMILIES
             for key, value in {
+                "auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"},
                 "is_causal": False,
                 "per_layer_config": {"0": {}},
                 "tie_last_hidden_states": False,
@@ -169,6 +173,33 @@ def test_pitfall_26_what_could_change_the_model_is_refused_by_name(name, fields,
     Blueprint.draw(tiny_config(name, "plain"))
     with pytest.raises(UserError, match=said):
         Blueprint.draw(tiny_config(name, "plain") | fields)
+
+
+RECORDS = {
+    "_attn_implementation_autoset": True,
+    "_num_labels": 1,
+    "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+    "sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"},
+    "transformers.js_config": {"dtype": "q4"},
+    "unsloth_fixed": True,
+    "unsloth_version": "2026.3.3",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *((name, RECORDS) for name in FAMILIES),
+        ("qwen2", {"use_mrope": False}),
+        ("qwen3", {"use_mrope": False}),
+        # As openai-community/gpt2-medium has them.
+        ("gpt2", {"n_special": 0, "predict_special_tokens": True}),
+    ],
+    ids=str,
+)
+def test_what_tools_note_in_a_config_changes_nothing(name, fields):
+    config = tiny_config(name, "plain")
+    assert decoder_of(config | fields) == decoder_of(config)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])

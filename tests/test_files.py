@@ -1,0 +1,39 @@
+"""Writing files: replaced as a whole, links followed, pipes and devices written to."""
+
+import os
+import stat
+from threading import Thread
+
+import pytest
+
+from jaxft import files
+
+
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/file")  # first there is none
+    for content in (b"one", b"two"):
+        files.write_file(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real" / "file").read_bytes() == content
+    assert os.listdir(tmp_path / "real") == ["file"]
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    heard = []
+    reader = Thread(target=lambda: heard.append((tmp_path / "pipe").read_bytes()), daemon=True)
+    reader.start()
+    files.write_file(tmp_path / "pipe", b"rows")
+    reader.join(10)
+    assert heard == [b"rows"]
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_writing_that_fails_leaves_the_old_content_and_nothing_else(tmp_path):
+    files.write_file(tmp_path / "file", b"old")
+    with pytest.raises(TypeError), files.replacing(tmp_path / "file") as file:
+        file.writelines([b"new", "no bytes"])  # type: ignore[list-item]
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
