@@ -29,6 +29,7 @@ from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree, flatten
 from jaxft.source import byte_tokenizer
 from jaxft.tasks.causal_lm import Task
+from jaxft.vocabulary import add_tokens
 
 pytestmark = pytest.mark.usefixtures("hurry")
 SUM_RTOL = 1e-6
@@ -352,6 +353,21 @@ def test_an_answer_ends_with_the_models_positions():
     rows = Rows("rows.jsonl", as_read(asked), "")
     said = [row["completion"] for row in Task(max_new_tokens=8).respond(rows, Tools())]
     assert said == ["a" * n for n in (8, 3, 1, 8)]
+
+
+def test_added_tokens_that_are_learnt_are_said():
+    class Tools:
+        tokenizer, positions, seed = byte_tokenizer(), 60, 0
+
+        def generate(self, prompts: list, stop: tuple, sampling: Sampling) -> list[list[int]]:
+            return [self.tokenizer(taught)["input_ids"] for _ in prompts]
+
+    taught = "<think>so</think> 2 <EUR>"
+    add_tokens(Tools.tokenizer, {"<think>": None, "</think>": None, "<EUR>": None}, 1000)
+    task = Task(exact_match="text", max_new_tokens=30)
+    rows = Rows("rows.jsonl", as_read([{"prompt": "Add: ", "completion": taught}]), "")
+    assert list(task.respond(rows, Tools())) == [{"completion": taught}]
+    assert task.generated(task.wanted(rows, Tools()), Tools()) == {"exact_match": 1.0}
 
 
 def test_pitfall_27_another_chat_template_makes_other_tokens(tmp_path):

@@ -277,8 +277,10 @@ class Task(Options):
     def _answers(
         self, prompts: Sequence[Sequence[int]], tools: Any, sampling: Sampling
     ) -> Iterator[str]:
-        """Up to the token that ends each, or the model's last position."""
+        """Up to the token that ends each, or the model's last position; special tokens before that
+        are said like any other, since training may have taught them (`model.new_tokens`).
+        """
         stop = supervision.stop_ids(tools.tokenizer)
         for prompt, ids in zip(prompts, tools.generate(prompts, stop, sampling), strict=True):
             fits = ids[: tools.positions - len(prompt)]
-            yield tools.tokenizer.decode(fits, skip_special_tokens=True)
+            yield tools.tokenizer.decode(fits)
