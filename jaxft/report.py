@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.files import Appender, PathLike, dumps, join, locate, read_file, write_json
+from jaxft.metrics import MOST_NAMED
 
 EVENTS = ".jaxft"  # our TensorBoard files end so; other people's are left alone
 REPORTERS = ("tensorboard", "wandb")
@@ -61,6 +62,11 @@ class RunLog:
             raise UserError(f"cannot write to the workdir {workdir}: {error}") from error
         pretty = dumps(config, indent=2)
         self.text(max(keep, 0), "config", "\n".join("    " + line for line in pretty.splitlines()))
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether a picture would be seen by anybody."""
+        return bool(self._events or self._wandb)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, one event. values: flat name -> number of any kind."""
@@ -153,24 +159,30 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
 
 
 def confusion_png(matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str]) -> bytes:
-    """A confusion matrix as a PNG, each row shaded by its shares. matrix: int[C, C], rows true."""
+    """A confusion matrix as a PNG, each row shaded by its shares. matrix: int[C, C], rows true.
+
+    Above `MOST_NAMED` classes the axes bear numbers and the picture has one size: names and places
+    for each would cost seconds and gigabytes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = np.asarray(matrix)
     size = len(labels)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32)
     cell = 0.62 if size <= 12 else 0.4 if size <= 30 else 0.2  # inches
+    side = size * cell if size <= MOST_NAMED else 8
     font = 9 if size <= 30 else 6
-    names = [label if len(label) <= 28 else label[:27] + "…" for label in labels]
-    figure = Figure(figsize=(size * cell + 3, size * cell + 2.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(side + 3, side + 2.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: its global state leaks figures and needs a backend
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), names, rotation=45 if size <= 12 else 90)
-    axes.set_yticks(range(size), names)
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(fontsize=font, parse_math=False)  # a $ in a class name is a dollar
+    if size <= MOST_NAMED:
+        names = [label if len(label) <= 28 else label[:27] + "…" for label in labels]
+        axes.set_xticks(range(size), names, rotation=45 if size <= 12 else 90)
+        axes.set_yticks(range(size), names)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set(fontsize=font, parse_math=False)  # a $ in a class name is a dollar
     if size <= 12:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")

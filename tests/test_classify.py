@@ -263,3 +263,14 @@ def test_it_overfits_eight_numbers_of_pairs_of_texts(tmp_path, tiny_bert_folder)
     )
     assert scores["pearson"] > 0.98
     assert scores["mse"] < 0.05
+
+
+def test_pitfall_17_classes_beyond_count_are_not_laid_out_each_with_each():
+    """30000 of them (prices, say) would be 7 GB at every evaluation."""
+
+    def counted(classes: int) -> Any:
+        task = Task(SINGLE, tuple(map(str, range(classes))), (1.0,) * classes)
+        return task.confusion({"logits_NC": np.eye(4, classes)}, [0, 1, 2, 3])
+
+    assert counted(40).trace() == 4
+    assert counted(3000) is None

@@ -183,6 +183,7 @@ def test_an_object_store_gets_the_log_at_flush_and_once_in_a_while(memory, monke
 
 def test_a_disabled_log_accepts_everything_and_writes_nothing(tmp_path):
     with RunLog(tmp_path / "run", {}, ["tensorboard", "wandb"], enabled=False) as log:
+        assert not log.shows_images
         log.scalars(1, {"x": 1.0})
         log.image(1, "picture", b"")
         log.text(1, "note", "hello")
@@ -276,6 +277,12 @@ def test_a_confusion_picture_has_room_for_every_class(size):
     assert max(width, height) < 3000
     if pyplot := sys.modules.get("matplotlib.pyplot"):  # another test's
         assert pyplot.get_fignums() == []
+
+
+def test_pitfall_17_a_confusion_picture_of_many_classes_is_no_larger_than_one_of_few():
+    """800 of them with a place for each took all the memory there was, at the first evaluation."""
+    png = confusion_png(np.eye(800, dtype=int), [f"class {index}" for index in range(800)])
+    assert max(struct.unpack(">II", png[16:24])) < 1500
 
 
 def test_progress_off_a_terminal_is_plain_and_seldom(capsys):

@@ -345,9 +345,10 @@ class Task:
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:
         """Counts [C, C], rows true, columns predicted; None where a row may have several labels or
-        a number.
+        a number, or where C is too large for it.
         """
-        if self.problem != "single_label_classification":
+        few = self.num_labels <= metrics.MOST_CONFUSED
+        if self.problem != "single_label_classification" or not few:
             return None
         return metrics.confusion_matrix(self.answers(outputs), targets, self.labels)
 
