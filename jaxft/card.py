@@ -1,37 +1,25 @@
 """The model card of an export: where it comes from, how it scores, how to use it."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from jaxft.config import Config
 from jaxft.trained import Trained
 
 
 def model_card(trained: Trained) -> str:
     """Markdown with the front matter that the hub reads."""
-    experiment, workdir = trained.experiment, trained.workdir
-    config, result = experiment.config, workdir.read_json("result.json") or {}
-    base = config.model.pretrained
-    front = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {experiment.module.PIPELINE}",
-        "tags: [jaxft]",
-    ]
-    front += [f"base_model: {base}"] if base and not base.startswith(("/", ".", "~")) else []
-    rows = [
-        f"| {split} | "
-        + ", ".join(f"{name} {value:.4f}" for name, value in result[split].items())
-        + " |"
-        for split in ("validation", "test")
-        if split in result
-    ]
-    scored = result.get("best_step") == trained.step
-    optim, train = config.optim, config.train
-    length = (
-        f"{train.max_steps} updates" if train.max_steps else f"{train.num_train_epochs:g} epochs"
-    )
+    experiment, config = trained.experiment, trained.experiment.config
+    result = trained.workdir.read_json("result.json") or {}
+    base, pipeline = config.model.pretrained, experiment.module.PIPELINE
+    on_hub = base and not base.startswith(("/", ".", "~"))
     return "\n".join(
         [
-            *front,
+            "---",
+            "library_name: transformers",
+            f"pipeline_tag: {pipeline}",
+            "tags: [jaxft]",
+            *([f"base_model: {base}"] if on_hub else []),
             "---",
             "",
             f"# {base or experiment.drawn.config['model_type']}, fine-tuned with jaxft",
@@ -39,20 +27,11 @@ def model_card(trained: Trained) -> str:
             f"All weights of {base or 'a fresh model'} were trained on `{config.data.train}` "
             f"({experiment.task.describe()}); these are those after {trained.step} updates.",
             "",
-            *(
-                ["## Scores", "", "| split | scores |", "|---|---|", *rows, ""]
-                if rows and scored
-                else []
-            ),
+            *(_scores(result) if result.get("best_step") == trained.step else []),
             *_added(config.model.new_tokens, base),
             "## Training",
             "",
-            f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.lr_scheduler_type}, "
-            "warmup "
-            f"{optim.warmup_steps:g}), weight decay {optim.weight_decay:g}, layer decay "
-            f"{optim.layer_decay:g}, "
-            f"batch {train.batch_size}, {length}, at most {config.data.max_length} tokens, seed "
-            f"{config.seed}.",
+            _recipe(config),
             "",
             *(["```", result["command"], "```", ""] if "command" in result else []),
             "## Use",
@@ -60,10 +39,30 @@ def model_card(trained: Trained) -> str:
             "```python",
             "from transformers import pipeline",
             "",
-            f'run = pipeline("{experiment.module.PIPELINE}", model="THIS_FOLDER")',
+            f'run = pipeline("{pipeline}", model="THIS_FOLDER")',
             "```",
             "",
         ]
+    )
+
+
+def _scores(result: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for split in ("validation", "test"):
+        if split in result:
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in result[split].items())
+            rows.append(f"| {split} | {scores} |")
+    return ["## Scores", "", "| split | scores |", "|---|---|", *rows, ""] if rows else []
+
+
+def _recipe(config: Config) -> str:
+    optim, train, epochs = config.optim, config.train, config.train.num_train_epochs
+    length = f"{train.max_steps} updates" if train.max_steps else f"{epochs:g} epochs"
+    return (
+        f"{optim.name}, learning rate {optim.learning_rate:g} ({optim.lr_scheduler_type}, warmup "
+        f"{optim.warmup_steps:g}), weight decay {optim.weight_decay:g}, layer decay "
+        f"{optim.layer_decay:g}, batch {train.batch_size}, {length}, at most "
+        f"{config.data.max_length} tokens, seed {config.seed}."
     )
 
 

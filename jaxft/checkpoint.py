@@ -7,7 +7,7 @@ One checkpoint holds parts that load on their own: `params`, `optimizer` (step a
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxft.errors import UserError
 from jaxft.nn.weights import Tree
+from jaxft.stderr import Say, aloud
 
 TRIES = 50
 _policies = ocp.training.preservation_policies
@@ -54,7 +55,7 @@ class Checkpoints:
         keep_best: int = 0,
         metric: str = "",
         lower_is_better: bool = False,
-        say: Callable[[str], None] = print,
+        say: Say = aloud,
         writes: bool = True,
     ):
         self.folder, self.metric, self.say = folder, metric, say
@@ -139,8 +140,7 @@ class Checkpoints:
         kept = ", ".join(map(str, self.steps)) or "none"
         self.say(
             "WARNING: a checkpoint could not be saved, the run goes on. Those before it are "
-            f"untouched: {kept}.\n"
-            f"  {_in_short(error)}"
+            f"untouched: {kept}.\n  {_in_short(error)}"
         )
 
     def _remove_torn(self) -> None:
@@ -200,8 +200,8 @@ class Checkpoints:
             return Restored(candidate, parts["params"], parts.get("optimizer"), dict(meta or {}))
         raise UserError(
             f"None of the checkpoints under {self.folder} can be read "
-            f"({', '.join(map(str, damaged))}). All are still "
-            "there. Choose another --workdir to start anew."
+            f"({', '.join(map(str, damaged))}). All are still there. Choose another --workdir to "
+            "start anew."
         )
 
     @property
@@ -235,10 +235,9 @@ def check_room(folder: epath.Path, bytes_each: int, count: int) -> None:
     if free < bytes_each * count:
         raise UserError(
             f"{folder}: {free / 1e9:.3g} GB are free, but {count} checkpoints of "
-            f"{bytes_each / 1e9:.3g} GB each are to "
-            "come (checkpoint.keep_last + checkpoint.keep_best + the one being written). Free some "
-            "room, keep fewer or "
-            "choose another --workdir."
+            f"{bytes_each / 1e9:.3g} GB each are to come (checkpoint.keep_last + "
+            "checkpoint.keep_best + the one being written). Free some room, keep fewer or choose "
+            "another --workdir."
         )
 
 

@@ -1,7 +1,7 @@
 """A recipe and the shell's overrides -> one checked, frozen Config; saved and compared again.
 
 A recipe is a Python file with `get_config(arg="")`, which returns the keys that it sets as nested
-dicts or as an ml_collections ConfigDict. What keys there are stands in `schema.py`.
+dicts or as an ml_collections ConfigDict. What keys there are stands in `sections.py`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import ml_collections
 
 from jaxft import schema, values
 from jaxft.errors import UserError
-from jaxft.schema import Checkpoint, Config, Data, Mesh, Model, Optim, Train
+from jaxft.sections import DEFAULT_EPOCHS, Checkpoint, Config, Data, Mesh, Model, Optim, Train
 
 __all__ = ["Checkpoint", "Config", "Data", "Mesh", "Model", "Optim", "Train"]
 
@@ -102,7 +102,7 @@ class Schedule:
     def of(cls, config: Config, batches_per_epoch: int) -> "Schedule":
         train = config.train
         total = train.max_steps or math.ceil(
-            (train.num_train_epochs or schema.DEFAULT_EPOCHS) * batches_per_epoch
+            (train.num_train_epochs or DEFAULT_EPOCHS) * batches_per_epoch
         )
         evaluate = steps(train.eval_steps, total)
         save = config.checkpoint.save_steps
@@ -249,7 +249,7 @@ def _gather(
                 flat[other] = None
     epochs, limit = "train.num_train_epochs", "train.max_steps"
     if flat.get(epochs) is None and flat.get(limit) is None:
-        flat[epochs] = schema.DEFAULT_EPOCHS
+        flat[epochs] = DEFAULT_EPOCHS
     return flat
 
 

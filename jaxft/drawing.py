@@ -1,6 +1,6 @@
 """The model of a run: drawn for its devices, and held against its source, data and tokenizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -14,8 +14,7 @@ from jaxft.hardware import check_host_memory, choose_attention, choose_dtype
 from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
 from jaxft.source import Source
-
-Say = Callable[[str], None]
+from jaxft.stderr import Say
 
 
 def draw(

@@ -1,13 +1,11 @@
 """`python -m jaxft.evaluate`: scores of a run's weights on a file; one JSON object on stdout."""
 
-import sys
-from functools import partial
-
 from jaxft import files, flags
 from jaxft.data.features import read_rows
 from jaxft.errors import UserError
 from jaxft.experiment import tokenise_splits
 from jaxft.scoring import Scorer
+from jaxft.stderr import aloud
 from jaxft.trained import STEP_HELP, open_trained
 from jaxft.workdir import Workdir
 
@@ -22,15 +20,14 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     given = parser.parse(argv)
-    say = partial(print, file=sys.stderr, flush=True)
-    with open_trained(Workdir(given.workdir), given.step, say) as trained:
+    with open_trained(Workdir(given.workdir), given.step, aloud) as trained:
         experiment, data = trained.experiment, trained.experiment.config.data
         source = given.data or data.test or data.validation
         if source is None:
             raise UserError("The run has no test or validation file; name one with --data=FILE.")
         split = "test" if data.test else "validation"
-        rows = read_rows(experiment.module, source, data, say, split=split)
-        splits = tokenise_splits(experiment, {"data": rows}, say)
+        rows = read_rows(experiment.module, source, data, aloud, split=split)
+        splits = tokenise_splits(experiment, {"data": rows}, aloud)
         scores, _ = Scorer(experiment, splits).scores(trained.params, "data")
         result = {"step": trained.step, "data": source, "rows": len(splits["data"]), **scores}
         print(files.dumps(result))

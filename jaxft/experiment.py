@@ -20,7 +20,7 @@ from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
-from jaxft.drawing import Say, check_head, check_lengths, draw, say_match, say_vocabulary
+from jaxft.drawing import check_head, check_lengths, draw, say_match, say_vocabulary
 from jaxft.errors import UserError
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
@@ -29,6 +29,7 @@ from jaxft.nn.weights import unflatten
 from jaxft.optim import make_optimizer
 from jaxft.sharding import ROWS, Places, check_divides, make_mesh, placed
 from jaxft.source import load_tokenizer, open_source
+from jaxft.stderr import Say
 from jaxft.step import TrainState, eval_step, train_step
 from jaxft.store import OnDevice, OnHost, Store
 
@@ -213,8 +214,8 @@ def assemble(
     module = tasks.named(config.task.name)
     mesh = make_mesh(vars(config.mesh), devices)
     source = open_source(config.model, say)
-    rows = models.dims_of(source.config).vocab_size
-    source = source.with_tokens(config.model.new_tokens, rows, say)
+    vocabulary = models.dims_of(source.config).vocab_size
+    source = source.with_tokens(config.model.new_tokens, vocabulary, say)
     rows = read_splits(module, config.data, config.seed, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
@@ -231,8 +232,7 @@ def assemble(
     if experiment.metric not in task.score_names:
         raise UserError(
             f"checkpoint.metric_for_best_model={experiment.metric!r} is no score of this task; "
-            "there is "
-            f"{', '.join(task.score_names)}."
+            f"there is {', '.join(task.score_names)}."
         )
     experiment.check_divides()
     return experiment, tokenise_splits(experiment, rows, say), matched
@@ -243,7 +243,7 @@ def reopen(
     task: Mapping[str, Any],
     model_folder: FilePath,
     mesh: Mesh,
-    say: Say = print,
+    say: Say,
 ) -> Experiment:
     """The experiment of a workdir, from its saved config and task and its `model/` folder, on
     another mesh.

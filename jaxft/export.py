@@ -4,9 +4,7 @@ it says done.
 
 import json
 import shutil
-import sys
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from jaxft.errors import UserError
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import Weight, flatten, unflatten
 from jaxft.processes import start_processes, together
+from jaxft.stderr import Say, aloud, silently
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -53,7 +52,7 @@ def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
         UserError: the folder or the step cannot be used.
     """
     leads = jax.process_index() == 0
-    say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
+    say = aloud if leads else silently
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output={folder} exists and is not an empty folder; choose another one.")
     with open_trained(workdir, step, say) as trained:
@@ -99,7 +98,7 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
         (folder / "README.md").write_text(model_card(trained))
 
 
-def check(trained: Trained, folder: Path, dtype: str, say: Any) -> None:
+def check(trained: Trained, folder: Path, dtype: str, say: Say) -> None:
     """Reads the folder back and compares every weight, block by block; with torch at hand, and a
     model that is not too large for a second copy, transformers' logits too.
 

@@ -2,12 +2,10 @@
 
 import ctypes
 import sys
-from importlib.util import find_spec
 
-from jaxft.xla_flags import GPU_PLUGINS
+from jaxft.xla_flags import for_gpu, on_tpu
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-_ACCELERATORS = ("libtpu", *GPU_PLUGINS)
 
 
 def keep_freed_memory() -> None:
@@ -17,7 +15,7 @@ def keep_freed_memory() -> None:
     XLA's CPU backend allocates and frees hundreds of MB a step, and mapping those pages anew took
     an eighth of its time (docs/benchmarks.md). Source: mallopt(3).
     """
-    if not sys.platform.startswith("linux") or any(map(find_spec, _ACCELERATORS)):
+    if not sys.platform.startswith("linux") or on_tpu() or for_gpu():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:

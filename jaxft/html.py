@@ -215,7 +215,7 @@ def _scores(result: Row) -> str:
 
 
 def _environment(result: Row) -> dict[str, Any]:
-    names = ("device", "devices", "processes", "command")
+    names = ("device", "processes", "command")
     return {name: result[name] for name in names if result.get(name)} | {
         "versions": result.get("versions") or {}
     }

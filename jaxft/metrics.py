@@ -104,30 +104,6 @@ def regression(predictions: ArrayLike, targets: ArrayLike) -> dict[str, float]:
     }
 
 
-def per_class_table(
-    predictions: ArrayLike, targets: ArrayLike, labels: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One row a class: label, precision, recall, f1, support (its rows), predicted (its answers).
-
-    predictions, targets: int[N], or 0 and 1 [N, C] for multi-label.
-    """
-    from sklearn import metrics as sk
-
-    predicted, true = np.asarray(predictions), np.asarray(targets)
-    if predicted.ndim == 1:
-        predicted, true = _classes(predicted, true, labels)
-        classes = np.arange(len(labels))
-        predicted, true = predicted[:, None] == classes, true[:, None] == classes
-    rows: list[dict[str, Any]] = []
-    for label, answered, right in zip(labels, predicted.T, true.T, strict=True):
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            right.astype(bool), answered.astype(bool), average="binary", zero_division=0
-        )
-        rows.append({"label": label, "precision": float(precision), "recall": float(recall)})
-        rows[-1] |= {"f1": float(f1), "support": int(right.sum()), "predicted": int(answered.sum())}
-    return rows
-
-
 def confusion_matrix(predictions: ArrayLike, targets: ArrayLike, labels: Sequence[str]) -> Ints:
     """Counts int[C, C]: the row is the true class, the column the predicted one."""
     predicted, true = _classes(predictions, targets, labels)

@@ -20,7 +20,7 @@ from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
 from jaxft.depths import Depths
-from jaxft.experiment import Experiment, Say
+from jaxft.experiment import Experiment
 from jaxft.history import History
 from jaxft.nn.weights import flops_per_token
 from jaxft.optim import learning_rates_by_depth
@@ -28,6 +28,7 @@ from jaxft.progress import Progress
 from jaxft.recorder import Recorder, Work
 from jaxft.report import RunLog
 from jaxft.scoring import Scorer
+from jaxft.stderr import Say
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from functools import partial
 
 import jax
 
@@ -12,6 +11,7 @@ from jaxft.config import Config
 from jaxft.planning import places, rendering
 from jaxft.planning.advice import OBJECTIVES
 from jaxft.planning.report import Questions, Report, make
+from jaxft.stderr import aloud, silently
 
 
 class PlanParser(flags.ConfigParser):
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     place = places.find(given["topology"], compiling=not given["no_compile"])
     asked = ("rows", "price", "budget", "variants", "objective", "mfu")
     questions = Questions(**{name: given[name] for name in asked})
-    report = make(config, place, partial(print, file=sys.stderr, flush=True), questions)
+    report = make(config, place, aloud, questions)
     if given["json"]:
         print(json.dumps(report.to_json()))
     else:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 def compile_for(config: Config, topology: str | None = None) -> Report:
     """The plan of a config on a topology, compiled; by default on the devices here."""
-    return make(config, places.find(topology), lambda text: None)
+    return make(config, places.find(topology), silently)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from jaxft.data.cache import cache_key, content_hash
 from jaxft.data.echo import read_raw
 from jaxft.data.features import Rows
 from jaxft.errors import UserError
-from jaxft.experiment import Experiment, Say
+from jaxft.experiment import Experiment
 from jaxft.generate import Sampling
 from jaxft.scoring import Tools
+from jaxft.stderr import Say, aloud
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -50,17 +50,16 @@ def main(argv: list[str]) -> None:
         parser.add_argument(f"--{name}", metavar="X", help=f"of generated answers: {what}")
     given = parser.parse(argv)
     words = {name: word for name in SAMPLING if (word := getattr(given, name)) is not None}
-    say = partial(print, file=sys.stderr, flush=True)
     with (
         _input(given.input) as source,
-        open_trained(Workdir(given.workdir), given.step, say) as trained,
+        open_trained(Workdir(given.workdir), given.step, aloud) as trained,
     ):
         experiment, seed = sampled(trained.experiment, words)
         trained = replace(trained, experiment=experiment)
-        lines = [files.dumps(row) + "\n" for row in predict(trained, source, seed, say)]
+        lines = [files.dumps(row) + "\n" for row in predict(trained, source, seed, aloud)]
         if given.output:
             files.write_file(given.output, "".join(lines).encode())
-            say(f"{len(lines)} rows written to {given.output}")
+            aloud(f"{len(lines)} rows written to {given.output}")
         else:
             sys.stdout.writelines(lines)
 
@@ -98,11 +97,9 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
     module, data = experiment.module, experiment.config.data
     options = module.reading(data, answers=False)
     asked = module.read(source, split="test", **options)
-    raw = {name: getattr(data, name) for name in ("delimiter", "quoting", "encoding", "header")}
     texts = [name for name in module.TEXTS if name in asked.column_names]
-    echoed = read_raw(source, **raw) or [{name: row[name] for name in texts} for row in asked]
     filled = np.array([all((row[name] or "").strip() for name in texts) for row in asked])
-    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in echoed]
+    answers: list[dict[str, Any]] = [dict(experiment.task.silence) for _ in asked]
     if filled.any():
         places = np.flatnonzero(filled)
         digest = cache_key(content=content_hash(source), predict=True, **options)
@@ -110,7 +107,8 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
         said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
-    return _beside(echoed, answers, say)
+    plain = [{name: row[name] for name in texts} for row in asked]
+    return _beside(read_raw(source, **data.text_format) or plain, answers, say)
 
 
 def _beside(

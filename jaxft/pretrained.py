@@ -4,7 +4,7 @@ A tensor's name in the file is the weight's own `hf` name, behind the family's p
 """
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -61,7 +61,7 @@ def match(
     dotted = prefix + "."
     found: dict[str, tuple[Any, str]] = {}
     taken: dict[Path, tuple[tuple[Any, str], ...]] = {}
-    fresh, left, problems, advice = [], {}, [], ""
+    fresh, problems, advice = [], [], ""
     for name, place in checkpoint.tensors.items():
         if (short := name.removeprefix(dotted)) in found:
             problems.append(f"  twice      {short}: with and without {dotted}")
@@ -81,22 +81,28 @@ def match(
                     f"  untied     {weight.tied} differs from {weight.hf}, which the config says "
                     "it is (tie_word_embeddings)"
                 )
-    owners = {name: weight for weight in weights.values() for name in weight.hf_names}
-    tied = {weight.tied: weight for weight in weights.values() if weight.tied}
-    for name in found:
-        if name in tied:
-            left[name] = f"tied: it equals {tied[name].hf}"
-        elif name in owners:
-            if new_head and owners[name].in_head:
-                left[name] = "the old head; model.new_head is set"
-        elif why := next((why for rule, why in unused.items() if re.fullmatch(rule, name)), None):
-            left[name] = why
-        else:
-            problems.append(f"  extra      {name}: this model has no place for it")
+    left = dict(_left_over(found, weights, unused, new_head))
+    extra = [name for name, why in left.items() if not why]
+    problems += [f"  extra      {name}: this model has no place for it" for name in extra]
     if problems:
         listed = "\n".join(problems)
         raise UserError(f"{checkpoint.folder} does not fit the model:\n{listed}{advice}")
     return Match(taken, tuple(fresh), left, new_rows)
+
+
+def _left_over(
+    found: Iterable[str], weights: Mapping[Path, Weight], unused: Mapping[str, str], new_head: bool
+) -> Iterator[tuple[str, str]]:
+    """Tensors that no weight takes, and why that is fine; "" where it is not."""
+    owners = {name: weight for weight in weights.values() for name in weight.hf_names}
+    tied = {weight.tied: weight for weight in weights.values() if weight.tied}
+    for name in found:
+        if name in tied:
+            yield name, f"tied: it equals {tied[name].hf}"
+        elif name not in owners:
+            yield name, next((why for rule, why in unused.items() if re.fullmatch(rule, name)), "")
+        elif new_head and owners[name].in_head:
+            yield name, "the old head; model.new_head is set"
 
 
 def _may_be_new(

@@ -12,6 +12,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.text import Text
 
+from jaxft.stderr import aloud
+
 LINE_EVERY_S = 10.0
 DRAWN_PER_S = 4.0
 
@@ -64,7 +66,7 @@ class Progress:
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self.enabled:
-            print(text, file=sys.stderr, flush=True)
+            aloud(text)
 
     def line(self) -> str:
         """All numbers in one line; what a narrow terminal cuts off stands last."""

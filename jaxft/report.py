@@ -18,7 +18,6 @@ from jaxft.files import Appender, PathLike, dumps, join, locate, read_file, writ
 from jaxft.metrics import MOST_NAMED
 
 EVENTS = ".jaxft"  # our TensorBoard files end so; other people's are left alone
-REPORTERS = ("tensorboard", "wandb")
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +44,6 @@ class RunLog:
         self._lines: Appender | None = None
         self._events: Any = None  # tensorboard's RecordWriter
         self._wandb: Any = None
-        if unknown := sorted(set(report_to) - set(REPORTERS)):
-            raise UserError(f"train.report_to has {unknown}; allowed are {list(REPORTERS)}")
         if not enabled:
             return
         keep = -1 if resume_step is None else resume_step

@@ -4,23 +4,19 @@ A shape maps the update (a float32 array of any shape) to a factor of `learning_
 keyword-only arguments are its `lr_scheduler_kwargs`; there is no second list of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxft.errors import UserError
-
-if TYPE_CHECKING:
-    from jaxft.config import Optim
+from jaxft.sections import Optim
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where a run's architecture, tokenizer and weights come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -9,6 +9,7 @@ from jaxft import hub, pretrained
 from jaxft.config import Model
 from jaxft.data.templates import TEMPLATES
 from jaxft.errors import UserError
+from jaxft.stderr import Say
 from jaxft.vocabulary import NewRows, add_tokens
 
 
@@ -30,9 +31,7 @@ class Source:
         ordered = tuple(str(names[key]) for key in sorted(names, key=int))
         return () if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered
 
-    def with_tokens(
-        self, tokens: Mapping[str, str | None], rows: int, say: Callable[[str], None]
-    ) -> "Source":
+    def with_tokens(self, tokens: Mapping[str, str | None], rows: int, say: Say) -> "Source":
         """With the `tokens` in the tokenizer, and rows for them beside the `rows` there are."""
         if not tokens:
             return self
@@ -46,7 +45,7 @@ class Source:
         return replace(self, config={**self.config, "vocab_size": grown}, new_rows=new_rows)
 
 
-def open_source(model: Model, say: Callable[[str], None]) -> Source:
+def open_source(model: Model, say: Say) -> Source:
     """Config, tokenizer and weights of `model.pretrained`, or the architecture of `model.config`.
 
     Raises:

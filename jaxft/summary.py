@@ -17,16 +17,17 @@ import numpy as np
 
 from jaxft import __version__, files, html, report
 from jaxft.config import to_dict
-from jaxft.data import inspection
+from jaxft.data import inspection, previews
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
-from jaxft.experiment import Experiment, Say
+from jaxft.experiment import Experiment
 from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.report import RunLog
 from jaxft.scoring import Outputs
+from jaxft.stderr import Say
 from jaxft.workdir import Workdir
 
 WORST = 30
@@ -70,7 +71,7 @@ def inspect(
         )
     if jax.process_index() == 0:
         inspection.render(found, sentences)
-        inspection.show(task.preview(splits["train"].features, experiment.tokenizer))
+        previews.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
 
 
@@ -94,7 +95,7 @@ def log_preview(log: RunLog, experiment: Experiment, train: Split) -> None:
     """The examples that were shown at the start, for TensorBoard."""
     shown = experiment.task.preview(train.features, experiment.tokenizer)
     for number, example in enumerate(shown, 1):
-        log.text(0, f"example/{number}", inspection.markdown(example))
+        log.text(0, f"example/{number}", previews.markdown(example))
 
 
 def log_scores(
@@ -244,9 +245,7 @@ def advise_non_finite(error: NonFiniteLoss, folder: str) -> str:
     """What to do about a loss that is not finite."""
     return (
         f"Update {error.step} was refused: loss {error.loss}, gradient norm {error.grad_norm}. The "
-        "weights before it are "
-        f"saved; the batch is in {folder}.\nTry, in a new --workdir: a lower optim.learning_rate "
-        "or more "
-        "optim.warmup_steps; optim.max_grad_norm=1.0; model.dtype=float32; and look at the rows of "
-        "that batch."
+        f"weights before it are saved; the batch is in {folder}.\nTry, in a new --workdir: a lower "
+        "optim.learning_rate or more optim.warmup_steps; optim.max_grad_norm=1.0; "
+        "model.dtype=float32; and look at the rows of that batch."
     )

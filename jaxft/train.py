@@ -2,12 +2,10 @@
 `Run.loop`.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -22,7 +20,7 @@ from jaxft.data.batches import stream
 from jaxft.data.cache import cache_key
 from jaxft.data.features import EVALUATION, tokenizer_content
 from jaxft.errors import UserError
-from jaxft.experiment import Say, assemble
+from jaxft.experiment import assemble
 from jaxft.history import History
 from jaxft.host import keep_freed_memory
 from jaxft.interrupts import Interrupts, Stopped
@@ -34,6 +32,7 @@ from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.scoring import Outputs
 from jaxft.sharding import bytes_per_device
+from jaxft.stderr import Say, aloud, silently
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
 
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
         command = {**configs.flatten(config), "--workdir": given.workdir, **cache}
         agree("command", command, SAME_COMMAND)
         leads = jax.process_index() == 0
-        say = partial(print, file=sys.stderr, flush=True) if leads else lambda text: None
+        say = aloud if leads else silently
         count, kind = len(jax.devices()), jax.devices()[0].device_kind
         say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
         for line in (*chosen, kept):

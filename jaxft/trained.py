@@ -7,8 +7,9 @@ from typing import Any
 
 from jaxft.compilation import keep_compiled
 from jaxft.errors import UserError
-from jaxft.experiment import Experiment, Say, reopen
+from jaxft.experiment import Experiment, reopen
 from jaxft.sharding import make_mesh
+from jaxft.stderr import Say
 from jaxft.workdir import Workdir
 
 STEP_HELP = "best (by the run's metric; the default), last, or a step number"

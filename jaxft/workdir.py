@@ -135,8 +135,8 @@ class Workdir:
         if changed and self._holds_work:
             raise UserError(
                 f"{self} holds a run that read something else: {', '.join(changed)} changed since "
-                "it began, under the "
-                "same path. Put the former content back, or start anew in another --workdir."
+                "it began, under the same path. Put the former content back, or start anew in "
+                "another --workdir."
             )
 
     def write_json(self, name: str, obj: Any) -> None:

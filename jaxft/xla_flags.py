@@ -36,13 +36,18 @@ def on_tpu() -> bool:
     return any(device.exists() for device in TPU_DEVICES) and find_spec("libtpu") is not None
 
 
+def for_gpu() -> bool:
+    """Whether JAX was installed for GPUs."""
+    return any(map(find_spec, GPU_PLUGINS))
+
+
 def choose() -> list[str]:
     """Sets the flags of GPUs where JAX was installed for them, and of a TPU that is here, and says
     which; call it before JAX starts. A flag that the environment has already keeps its value.
     """
     said = []
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    if any(map(find_spec, GPU_PLUGINS)) and platforms in ("", "cuda", "gpu", "rocm"):
+    if for_gpu() and platforms in ("", "cuda", "gpu", "rocm"):
         said += _add("XLA_FLAGS", GPU)
     if on_tpu() and platforms in ("", "tpu", "tpu,cpu"):
         slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))

@@ -3,39 +3,17 @@
 #   launch/tpu_vm.sh [--print] NAME --zone=ZONE [--project=P] -- --workdir=gs://BUCKET/run [flags of python -m jaxft.train]
 # The tracked files of this folder, as they are now, are copied to ~/jaxft on each worker, which makes its own .venv.
 # Paths must be gs:// or lie in this folder: the workers share no disk.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage() {
-  sed -n '2,5s/^# \{0,1\}//p' "launch/tpu_vm.sh" >&2
-  exit 2
-}
-[ "${1:-}" = --print ] && printing=yes && shift
-[ $# -gt 0 ] && [ "${1#-}" = "$1" ] || usage
-name=$1 where=()
-shift
-while [ $# -gt 0 ] && [ "$1" != -- ]; do
-  where+=("$1")
-  shift
-done
-[ $# -gt 0 ] || usage
-shift
-case " $* " in
-  *" --workdir=gs://"*) ;;
-  *) printf '%s\n' "launch/tpu_vm.sh needs --workdir=gs://BUCKET/run: the workers share no disk" >&2 && exit 2 ;;
-esac
+source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
+read_words "$@"
+needs --workdir=gs:// "BUCKET/run: the workers share no disk"
 run() {
-  if [ -n "${printing:-}" ]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
+  if [ -n "$printing" ]; then show "$@"; else "$@"; fi
 }
 archive=$(mktemp -d)
 trap 'rm -r "$archive"' EXIT
-remote="mkdir -p jaxft && tar -xzf jaxft.tgz -C jaxft && cd jaxft && exec launch/local.sh$(printf ' %q' "$@")"
+remote="mkdir -p jaxft && tar -xzf jaxft.tgz -C jaxft && cd jaxft && exec launch/local.sh$(printf ' %q' "${words[@]}")"
 # A commit of what differs from the last one, on no branch; empty where nothing does.
-[ -n "${printing:-}" ] || changed=$(git stash create)
+[ -n "$printing" ] || changed=$(git stash create)
 run git archive --format=tar.gz --output="$archive/jaxft.tgz" "${changed:-HEAD}"
-run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all "${where[@]}"
-run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${where[@]}" --command="$remote"
+run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all "${flags[@]}"
+run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${flags[@]}" --command="$remote"

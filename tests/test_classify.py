@@ -153,7 +153,7 @@ def test_pitfall_25_an_option_that_the_problem_does_not_read_is_refused(what):
 
 def test_a_row_of_several_labels_may_have_none():
     task = Task.from_data(Options(label_separator=";"), ["red;blue", "green", ""])
-    assert task._targets(["", " red ;green", "blue"], [2, 3, 4], "rows.csv") == [
+    assert task.kind.targets(["", " red ;green", "blue"], [2, 3, 4], "rows.csv") == [
         [0, 0, 0],
         [0, 1, 1],
         [1, 0, 0],
@@ -161,14 +161,14 @@ def test_a_row_of_several_labels_may_have_none():
 
 
 def test_answers_are_decoded_as_people_write_them():
-    single = Task(SINGLE, LABELS, (1.0,) * 3).decode(np.array([1.0, 3.0, 2.0]))
+    single = Task(SINGLE, LABELS, (1.0,) * 3).kind.decode(np.array([1.0, 3.0, 2.0]))
     assert single["prediction"] == "green"
     assert list(single["scores"]) == list(LABELS)
     assert sum(single["scores"].values()) == pytest.approx(1)
-    several = Task(MULTI, LABELS, (1.0,) * 3).decode(np.array([1.0, -3.0, 0.0]))
+    several = Task(MULTI, LABELS, (1.0,) * 3).kind.decode(np.array([1.0, -3.0, 0.0]))
     assert several["prediction"] == ["blue", "red"]
     assert several["scores"]["blue"] == pytest.approx(1 / (1 + np.exp(-1)))
-    assert Task(NUMBER, ("score",), (1.0,)).decode(np.array([2.5])) == {"prediction": 2.5}
+    assert Task(NUMBER, ("score",), (1.0,)).kind.decode(np.array([2.5])) == {"prediction": 2.5}
 
 
 def outputs(logits: np.ndarray) -> dict[str, np.ndarray]:
@@ -194,6 +194,9 @@ def test_the_worst_mistakes_come_first_and_right_rows_never():
     assert [mistake["row"] for mistake in worst] == wrong[::-1].tolist()
     assert worst[0]["truth"] == LABELS[CLASSES[wrong[-1]]]
     assert worst[0]["prediction"] == LABELS[LOGITS[wrong[-1]].argmax()]
+    numbers = [*LOGITS[:3, 0].tolist(), 0.5]
+    worst = Task(NUMBER, ("score",), (1.0,)).worst(outputs(LOGITS[:4, :1]), numbers)
+    assert [mistake["row"] for mistake in worst] == [3]
 
 
 def fit(keys: dict[str, Any], updates: int = 60) -> tuple[dict[str, float], Scorer, Any]:

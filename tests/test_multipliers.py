@@ -73,16 +73,10 @@ def test_named_multipliers_match_whole_names_and_multiply():
     assert factors["embeddings"]["word"]["embedding"] == 1
 
 
-@pytest.mark.parametrize(
-    ("named", "message"),
-    [
-        ({"query": 2.0}, '"query" matches the whole name of no weight(.|\n)*encoder/query/kernel'),
-        ({"(": 2.0}, "no regular expression"),
-    ],
-)
-def test_a_named_multiplier_that_cannot_be_meant_is_refused(named, message):
+def test_a_named_multiplier_that_nothing_has_is_refused():
+    message = '"query" matches the whole name of no weight(.|\n)*encoder/query/kernel'
     with pytest.raises(UserError, match=message):
-        make_optimizer(Optim(lr_multipliers=named), bert(3), STEPS)
+        make_optimizer(Optim(lr_multipliers={"query": 2.0}), bert(3), STEPS)
 
 
 def test_without_layer_wise_rates_there_is_no_multiplier_stage():

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -200,8 +199,6 @@ def test_tensorboard_is_written_only_when_asked_for(tmp_path):
 
 
 def test_reporting_mistakes_are_the_users(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=re.escape("['tensorbord']; allowed are ['tensorboard'")):
-        RunLog(tmp_path, {}, ["tensorbord"])
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         RunLog(tmp_path / "run", {}, ["wandb"])

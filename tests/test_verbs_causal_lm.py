@@ -180,6 +180,12 @@ def test_predict_answers_prompts_with_or_without_completions(call, tmp_path, kin
     assert all("<|" not in row[name] for row in said), "special tokens are left out"
 
 
+def test_a_document_asks_nothing(refused, tmp_path):
+    (tmp_path / "in.txt").write_text("one\ttab\n\ntwo\nthree\n")
+    message = refused("predict", f"--input={tmp_path}/in.txt")
+    assert "in.txt line 1: generation without a prompt" in message
+
+
 def test_an_answer_that_has_no_free_column_is_refused(refused, tmp_path):
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "model_completion": "c"}]
     path = talk.lines(tmp_path / "in.jsonl", rows)

@@ -1,13 +1,15 @@
 """XLA's flags: set for the hardware that is there, never against the user, and known to XLA."""
 
+import ctypes
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
 
-from jaxft import xla_flags
+from jaxft import host, xla_flags
 from jaxft.planning.places import ENVIRONMENT
 
 HERE = {"gpu": "jax_cuda13_plugin", "tpu": "libtpu", "cpu": "", "cpu with libtpu": "libtpu"}
@@ -64,6 +66,17 @@ def test_several_slices_get_more(machine, monkeypatch):
     monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
     (said,) = xla_flags.choose()
     assert all(name in said for name in xla_flags.TPU | xla_flags.TPU_SLICES)
+
+
+@pytest.mark.parametrize("kind", HERE)
+def test_freed_memory_is_kept_where_the_cpu_computes(kind, machine, monkeypatch):
+    machine(kind)
+    told = []
+    glibc = SimpleNamespace(mallopt=lambda *setting: told.append(setting))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
+    monkeypatch.setattr(sys, "platform", "linux")
+    host.keep_freed_memory()
+    assert bool(told) == kind.startswith("cpu")
 
 
 def test_docs_explain_each():

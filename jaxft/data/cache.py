@@ -51,12 +51,8 @@ def cached_map(
     features: Callable[[dict], dict],
     key: str,
     cache_dir: str | None,
-    num_proc: int | None = None,
 ) -> Dataset:
     """What ``features`` makes of batches of columns, from ``cache_dir/key`` where that exists.
-
-    One process is the default: tokenizers use all cores from one, and forking after JAX has started
-    its threads can hang.
 
     Raises: UserError when the cache folder cannot be written.
     """
@@ -79,11 +75,12 @@ def cached_map(
     with lock, scratch, quiet():
         if (found := _load(final)) is not None:
             return found
+        # In one process: tokenizers use all cores from one, and forking after JAX has started its
+        # threads can hang.
         made = dataset.map(
             features,
             batched=True,
             remove_columns=dataset.column_names,
-            num_proc=num_proc,
             cache_file_name=f"{scratch.name}/rows.arrow",
             load_from_cache_file=False,
             new_fingerprint=key,

@@ -164,17 +164,17 @@ class _Chat:
         written = "tool_calls" in self.source
         self.messages = [turn if written else _flat(turn) for turn in chat["messages"]]
 
-    def apply(self, messages: Sequence[dict] | None = None, **options: Any) -> str:
-        """The messages (all of them unless given) as text; `ask`: up to where an answer starts.
+    def apply(self, messages: Sequence[dict], ask: bool = False, tools: bool = True) -> str:
+        """The messages as text; `ask`: up to where an answer starts.
 
         Raises: UserError with the template's own words.
         """
         try:
             return self.tokenizer.apply_chat_template(
-                list(self.messages if messages is None else messages),
-                tools=options.get("tools", self.tools),
+                list(messages),
+                tools=self.tools if tools else None,
                 chat_template=self.source,
-                add_generation_prompt=options.get("ask", False),
+                add_generation_prompt=ask,
                 tokenize=False,
             )
         except Exception as error:  # a template is a program: it can raise anything
@@ -185,7 +185,7 @@ class _Chat:
     def attempt(self, messages: Sequence[dict], ask: bool = False) -> str | None:
         """As `apply`, or None where the template refuses, as it may for a part of a chat."""
         try:
-            return self.apply(messages, ask=ask)
+            return self.apply(messages, ask)
         except UserError:
             return None
 
@@ -199,7 +199,7 @@ class _Chat:
 
         Raises: UserError where the template leaves out a turn, a tool call or the tools.
         """
-        text = self.apply(ask=ask)
+        text = self.apply(self.messages, ask)
         said = [i for i, turn in enumerate(self.messages) if turn["content"].strip()]
         marked = self.attempt(self.marked(said))
         for i, turn in enumerate(self.messages):
@@ -211,7 +211,7 @@ class _Chat:
                     f"{turn['role']!r}, is not in the text that it makes. Take the turn out, or "
                     f"name another template in task.chat_template ({', '.join(TEMPLATES)})."
                 )
-        if self.tools and self.apply(ask=ask, tools=None) == text:
+        if self.tools and self.apply(self.messages, ask, tools=False) == text:
             raise UserError(
                 f"{self.where}: the template drops the tools. Take them out, or name another "
                 f"template in task.chat_template ({', '.join(TEMPLATES)})."

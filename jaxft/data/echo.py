@@ -1,11 +1,8 @@
 """The rows of a text file with all their columns, to be given back beside the answers."""
 
-from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
-
-from jaxft.data.sources import DELIMITERS, JSON
+from jaxft.data.sources import JSON, content, locate, separator
 from jaxft.data.textfiles import csv_rows, decode, json_rows
 
 
@@ -22,14 +19,19 @@ def read_raw(
 
     The options are those of `sources.read`, which has read the file before and found it sound.
     """
-    kind = PurePosixPath(path).suffix.lower()
-    mark = (delimiter or DELIMITERS.get(kind, "")).replace("\\t", "\t")
-    if kind not in JSON and (kind not in DELIMITERS or mark == " "):
+    files, root, _ = locate(path, "")
+    if files is None or files.isdir(root):
         return None
-    with fsspec.open(path, "rb") as file:
-        text = decode(file.read(), encoding, path)
-    if kind in JSON:
+    data, extension = content(files, root, path, None)
+    if extension == ".parquet":
+        return None
+    text = decode(data, encoding, path)
+    if extension in JSON:
         return [dict(row) for _, row in json_rows(text, path)]
+    mark = separator(delimiter, extension)
+    if mark == " ":
+        return None
     rows = [fields for _, fields in csv_rows(text, mark, quoting, path)]
-    names = [name.strip() for name in rows[0]] if header else list(map(str, range(len(rows[0]))))
-    return [dict(zip(names, fields, strict=True)) for fields in rows[1 if header else 0 :]]
+    first = rows.pop(0) if header else range(len(rows[0]))
+    names = [str(name).strip() for name in first]
+    return [dict(zip(names, fields, strict=True)) for fields in rows]

@@ -14,10 +14,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
+from jaxft.data.columns import dataset, parquet
 from jaxft.data.sources import JSON, KNOWN, content, locate, open_saved, separator
 from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
 from jaxft.errors import UserError
@@ -66,11 +65,7 @@ def read_examples(
         "text": [readable(example) for example in examples],
         "example": [json.dumps(example, ensure_ascii=False, default=str) for example in examples],
     }
-    try:
-        arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
-    except UnicodeEncodeError as error:
-        raise UserError(f"{source}: half of a surrogate pair in {error.object[:40]!r}.") from None
-    return Dataset(pa.table({**arrays, "line": pa.array(lines, pa.int64())}))
+    return dataset(columns, lines, source)
 
 
 def readable(example: Example) -> str:
@@ -102,10 +97,8 @@ def _rows(
     known = (*KNOWN, ".md") if delimiter is None else None
     data, extension = content(files, root, source, known)
     if extension == ".parquet":
-        try:
-            table = pq.read_table(pa.BufferReader(data))
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{source} is not a whole Parquet file: {error}") from None
+        with parquet(data, source) as file:
+            table = file.read()
         return table.column_names, list(enumerate(table.to_pylist(), 1))
     text = decode(data, encoding, source)
     if extension in JSON:

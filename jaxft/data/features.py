@@ -1,7 +1,7 @@
 """Files -> rows -> token ids and targets, with what was dropped and cut on the way."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,8 @@ from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
-from jaxft.schema import Data
+from jaxft.sections import Data
+from jaxft.stderr import Say, silently
 
 EVALUATION = "eval/"
 """What the names of further evaluation splits begin with."""
@@ -91,17 +92,16 @@ def read_rows(
     reader: Reader,
     source: str,
     data: Data,
-    say: Callable[[str], None],
+    say: Say,
     *,
     split: str = "train",
-    answers: bool = True,
 ) -> Rows:
     """Reads a source and drops its empty texts.
 
     Raises:
         UserError: the source cannot be read, or more than `data.max_dropped` of its rows are empty.
     """
-    options = reader.reading(data, answers)
+    options = reader.reading(data, answers=True)
     everything = reader.read(source, split=split, **options)
     named = [name for name in reader.TEXTS if name in everything.column_names]
     kept, lines = drop_empty(everything, named, source)
@@ -117,7 +117,7 @@ def _count_dropped(
     why: str,
     source: str,
     allowed: float,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Says how many rows are left out; raises UserError when they are more than allowed."""
     counted = (
@@ -129,9 +129,7 @@ def _count_dropped(
     say(f"{counted}: dropped.")
 
 
-def read_splits(
-    reader: Reader, data: Data, seed: int, say: Callable[[str], None]
-) -> dict[str, Rows]:
+def read_splits(reader: Reader, data: Data, seed: int, say: Say) -> dict[str, Rows]:
     """Training, validation and (where given) test rows; a missing validation split is cut from
     training.
     """
@@ -171,7 +169,7 @@ def tokenise(
     task: Featuriser,
     tokenizer: Any,
     data: Data,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silently,
 ) -> Split:
     """Token ids and targets of a split, from the cache where the same were made before.
 
@@ -199,9 +197,7 @@ def tokenise(
     return Split(rows, made, lengths)
 
 
-def _usable(
-    made: datasets.Dataset, rows: Rows, allowed: float, say: Callable[[str], None]
-) -> datasets.Dataset:
+def _usable(made: datasets.Dataset, rows: Rows, allowed: float, say: Say) -> datasets.Dataset:
     """The rows that can be learned from; the others are counted by reason."""
     reasons = np.asarray(made["dropped"][:])
     for reason in sorted(set(reasons) - {""}):

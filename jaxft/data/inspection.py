@@ -6,7 +6,6 @@ what looks wrong for the settings. Nothing here stops a run: overlap and truncat
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape as escape_html
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -15,13 +14,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
-from rich.text import Text
 
 from jaxft.data.duplicates import normalised, overlap, signatures
 
 BARS = "▁▂▃▄▅▆▇█"
-LEARNT = "green"
-"""The style of an example's learnt tokens."""
 MOST_CLASSES = 12  # shown; the report holds all
 MANY_NUMBERS = 30  # whole numbers beyond so many are rather amounts than the names of classes
 
@@ -138,23 +134,8 @@ def render(
         )
     console.print(table)
     labels = {name: split["labels"] for name, split in splits.items() if split["labels"]}
-    first = next(iter(labels.values()), None)
-    if first and first["kind"] != "regression":
-        counts = first["counts"]
-        table = _table(f"{len(counts)} classes", "", *labels)
-        most = max(counts.values(), default=1)
-        for label in list(counts)[:MOST_CLASSES]:
-            row = [f"{each['counts'].get(label, 0):,}" for each in labels.values()]
-            table.add_row(escape(label[:40]), "█" * round(16 * counts[label] / most), *row)
-        if len(counts) > MOST_CLASSES:
-            table.add_row(f"... {len(counts) - MOST_CLASSES} rarer ones", "")
-        console.print(table)
-    elif first:
-        for name, each in labels.items():
-            console.print(
-                f"{name} labels: {each['min']:g} to {each['max']:g}, "
-                f"mean {each['mean']:.3f}, standard deviation {each['std']:.3f}"
-            )
+    if labels:
+        _render_labels(labels, console)
     for name, split in splits.items():
         if split["baseline"]:
             scores = ", ".join(f"{key} {value:.3f}" for key, value in split["baseline"].items())
@@ -171,25 +152,24 @@ def render(
         console.print(f"[yellow]advice[/] {escape(sentence)}", soft_wrap=True)
 
 
-def show(examples: Sequence[Text], console: Console | None = None) -> None:
-    """Examples as the model will see them, on stderr."""
-    console = console or Console(stderr=True)
-    for number, example in enumerate(examples, 1):
-        console.rule(f"example {number} of {len(examples)}, learnt tokens in {LEARNT}", style="dim")
-        console.print(example, soft_wrap=True)
-    if examples:
-        console.rule(style="dim")
-
-
-def markdown(example: Text) -> str:
-    """An example as TensorBoard shows it, which knows no colours: learnt tokens are bold."""
-    parts, end = [], 0
-    for span in sorted(example.spans):
-        if span.style == LEARNT:
-            parts += [escape_html(example.plain[end : span.start])]
-            parts += [f"<strong>{escape_html(example.plain[span.start : span.end])}</strong>"]
-            end = span.end
-    return f"<pre>{''.join(parts)}{escape_html(example.plain[end:])}</pre>"
+def _render_labels(labels: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    first = next(iter(labels.values()))
+    if first["kind"] == "regression":
+        for name, each in labels.items():
+            console.print(
+                f"{name} labels: {each['min']:g} to {each['max']:g}, "
+                f"mean {each['mean']:.3f}, standard deviation {each['std']:.3f}"
+            )
+        return
+    counts = first["counts"]
+    table = _table(f"{len(counts)} classes", "", *labels)
+    most = max(counts.values(), default=1)
+    for label in list(counts)[:MOST_CLASSES]:
+        row = [f"{each['counts'].get(label, 0):,}" for each in labels.values()]
+        table.add_row(escape(label[:40]), "█" * round(16 * counts[label] / most), *row)
+    if len(counts) > MOST_CLASSES:
+        table.add_row(f"... {len(counts) - MOST_CLASSES} rarer ones", "")
+    console.print(table)
 
 
 def _table(label: str, drawing: str, *numbers: str) -> Table:

@@ -25,11 +25,10 @@ from typing import Any
 
 import datasets
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 
-from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows, spaced_rows
+from jaxft.data.columns import from_fields, from_objects, from_parquet, from_saved
+from jaxft.data.textfiles import csv_rows, decode, json_rows, spaced_rows
 from jaxft.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -37,9 +36,6 @@ JSON = (".jsonl", ".ndjson", ".json")
 KNOWN = (*DELIMITERS, *JSON, ".parquet")
 PACKED = (".gz", ".bz2", ".xz")
 HUB_ID = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:/(\w[\w.-]*))?")
-ROW_LIKE = re.compile(r"[-+]?\d+([.,]\d+)?|.{60,}", re.DOTALL)  # no column is called so
-
-Chosen = Mapping[str, Any]  # canonical name -> column, by name or by position
 
 
 def read(
@@ -62,23 +58,20 @@ def read(
     wanted = {name: column for name, column in columns.items() if column is not None}
     files, root, split = locate(path, split)
     if files is None or files.isdir(root):
-        saved = open_saved(files, root, path, split)
-        chosen = _by_name(wanted, saved.column_names, path)
-        table = saved.select_columns(sorted(set(chosen.values()))).with_format("arrow")[:]
-        return _from_table(table, saved.features, chosen, path)
+        return from_saved(open_saved(files, root, path, split), wanted, path)
     data, extension = content(files, root, path, KNOWN if delimiter is None else None)
     if extension == ".parquet":
-        return _from_parquet(data, wanted, path)
+        return from_parquet(data, wanted, path)
     text = decode(data, encoding, path)
     if extension in JSON:
-        return _from_objects(json_rows(text, path), wanted, path)
+        return from_objects(json_rows(text, path), wanted, path)
     delimiter = separator(delimiter, extension)
     if delimiter == " ":
         positions = [column for column in wanted.values() if isinstance(column, int)]
         rows = spaced_rows(text, None if header else max(positions, default=0) + 1, path)
     else:
         rows = csv_rows(text, delimiter, quoting, path)
-    return _from_fields(rows, wanted, header, path)
+    return from_fields(rows, wanted, header, path)
 
 
 def locate(path: str, split: str) -> tuple[Any, str, str]:
@@ -198,125 +191,3 @@ def quiet() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
-
-
-def _positions(wanted: Chosen, names: Sequence[str] | None, width: int, path: str, hint: str = ""):
-    """Canonical name -> position; all that is wrong with the columns in one message."""
-    found, wrong = {}, []
-    for name, column in wanted.items():
-        key = f"data.{name}_column={column}"
-        if isinstance(column, int):
-            found[name] = column
-            if not 0 <= column < width:
-                wrong.append(f"{key}: positions are 0 to {width - 1}")
-        elif names is None:
-            wrong.append(f"{key}: without a header a column is a position from 0 to {width - 1}")
-        elif (times := list(names).count(column)) != 1:
-            wrong.append(f"{key}: {f'{times} columns are' if times else 'no column is'} called so")
-        else:
-            found[name] = list(names).index(column)
-    if wrong:
-        there = f" The columns there: {', '.join(map(repr, names))}." if names else ""
-        raise UserError(f"{path}: {'; '.join(wrong)}.{there}{hint}")
-    return found
-
-
-def _by_name(wanted: Chosen, names: Sequence[str], path: str) -> dict[str, str]:
-    return {key: names[at] for key, at in _positions(wanted, names, len(names), path).items()}
-
-
-def _from_fields(rows: Rows, wanted: Chosen, header: bool, path: str) -> Dataset:
-    (line, first), width = rows[0], len(rows[0][1])
-    names = [cell.strip() for cell in first] if header else None
-    hint = "" if header else f" Line {line} is: {', '.join(cell[:40] for cell in first)}."
-    if not header and any(column in first for column in wanted.values()):
-        hint += " It looks like a header: data.header=true."
-    elif header and any(ROW_LIKE.fullmatch(cell.strip()) for cell in first):
-        hint = f" Line {line} looks like a row: data.header=false, and columns by position."
-    elif width == 1 and (other := [mark for mark in ",;\t|" if mark in first[0]]):
-        hint = f" Is the delimiter another one, e.g. data.delimiter={other[0]!r}?"
-    at = _positions(wanted, names, width, path, hint)
-    body = rows[1:] if header else rows
-    if not body:
-        raise UserError(f"{path}: no rows under the header in line {line}.{hint}")
-    values = {name: [fields[i] for _, fields in body] for name, i in at.items()}
-    if header and isinstance(wanted.get("label"), int):
-        # Columns by position work without a header, so that a forgotten header=false would eat a
-        # row. pandas writes the header 0, 1, ..., which is one.
-        label = first[at["label"]]
-        if label in set(values["label"]) and names != [str(i) for i in range(width)]:
-            raise UserError(
-                f"{path}: line {line} was taken as the header, but its label {label!r} is the "
-                "label of other rows too. If it is a row: data.header=false."
-            )
-    return _dataset(values, [line for line, _ in body])
-
-
-def _from_objects(rows: Rows, wanted: Chosen, path: str) -> Dataset:
-    if not rows:
-        raise UserError(f"{path}: no rows.")
-    chosen = _by_name(wanted, list(rows[0][1]), f"{path} line {rows[0][0]}")
-    for line, row in rows:
-        if not all(column in row for column in chosen.values()):
-            _by_name(chosen, list(row), f"{path} line {line}")
-        for name in chosen.keys() - {"label"}:
-            if not isinstance(value := row[chosen[name]], str | None):
-                raise UserError(
-                    f"{path} line {line}: {chosen[name]!r} is text (a string or null), found "
-                    f"{str(value)[:40]!r}, a {type(value).__name__}."
-                )
-    values = {name: [row[column] for _, row in rows] for name, column in chosen.items()}
-    lines = [line for line, _ in rows]
-    try:
-        return _dataset(values, lines)
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: half of a surrogate pair in {error.object[:40]!r}.") from None
-    except (pa.ArrowException, OverflowError) as error:
-        kinds = {type(row[chosen["label"]]).__name__: line for line, row in rows}
-        raise UserError(
-            f"{path}: labels ({chosen['label']!r}) are all of one type, found "
-            f"{', '.join(f'{kind} (line {line})' for kind, line in kinds.items())}. {error}"
-        ) from None
-
-
-def _dataset(values: Mapping[str, list], lines: Sequence[int]) -> Dataset:
-    kinds = {name: None if name == "label" else pa.string() for name in values}
-    arrays = {name: pa.array(column, kinds[name]) for name, column in values.items()}
-    return Dataset(pa.table({**arrays, "line": pa.array(lines, pa.int64())}))
-
-
-def _from_parquet(data: bytes, wanted: Chosen, path: str) -> Dataset:
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        chosen = _by_name(wanted, file.schema_arrow.names, path)
-        table = file.read(columns=sorted(set(chosen.values())))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a whole Parquet file: {error}") from None
-    plain = [  # pandas categories are dictionaries, which datasets does not know
-        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-        for column in table.columns
-    ]
-    table = pa.table(plain, names=table.column_names, metadata=table.schema.metadata)
-    return _from_table(table, Features.from_arrow_schema(table.schema), chosen, path)
-
-
-def _from_table(table: pa.Table, features: Features, chosen: Chosen, path: str) -> Dataset:
-    if not table.num_rows:
-        raise UserError(f"{path}: no rows.")
-    values = {}
-    for name, column in chosen.items():
-        kind, values[name] = features[column], table[column]
-        named = getattr(kind, "feature", kind)  # of a list's items, or itself
-        if name != "label" and getattr(kind, "dtype", "") not in ("string", "large_string"):
-            raise UserError(f"{path}: column {column!r} is text, found {kind}.")
-        if name == "label" and isinstance(named, ClassLabel):
-            values[name] = pa.array(_named(table[column].to_pylist(), named.names))
-    line = pa.array(range(1, table.num_rows + 1), pa.int64())
-    return Dataset(pa.table({**values, "line": line}))
-
-
-def _named(value: Any, names: Sequence[str]) -> Any:
-    """Class ids, in lists of any depth, by their names; the hub's -1 for "not told" is None."""
-    if isinstance(value, list):
-        return [_named(item, names) for item in value]
-    return None if value is None or value < 0 else names[value]

@@ -16,7 +16,7 @@ import numpy as np
 from rich.text import Text
 
 from jaxft.data.chat import Rendered, prompt
-from jaxft.data.inspection import LEARNT
+from jaxft.data.previews import LEARNT
 from jaxft.data.templates import end_of_turn, ends
 from jaxft.errors import UserError
 

@@ -1,6 +1,6 @@
 """Everything a plan knows, as one object: worked out here, shown by `rendering`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from jaxft.planning.sketch import Sketch, sketch
 from jaxft.planning.suggestions import FILLED
 from jaxft.planning.trials import Tried, try_out
 from jaxft.schedules import make_schedule
+from jaxft.stderr import Say
 
-Say = Callable[[str], None]
 CURVE = 48
 """Points of the learning rate's curve."""
 

@@ -1,6 +1,5 @@
 """Suggestions put before the compiler."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +8,8 @@ from jaxft.planning.estimate import Estimator
 from jaxft.planning.places import Place
 from jaxft.planning.sketch import Sketch
 from jaxft.planning.suggestions import Suggestion, suggest
+from jaxft.stderr import Say
 
-Say = Callable[[str], None]
 WANTED = 3
 """Suggestions."""
 TRIED = 6

@@ -33,14 +33,7 @@ read = examples.read_examples
 
 def reading(data: Any, answers: bool) -> dict[str, Any]:
     """What `read` depends on beside the source."""
-    return {
-        "text_column": data.text_column,
-        "encoding": data.encoding,
-        "delimiter": data.delimiter,
-        "quoting": data.quoting,
-        "header": data.header,
-        "answers": answers,
-    }
+    return {"text_column": data.text_column, "answers": answers, **data.text_format}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,18 @@
 """Sequence classification and regression: one label, several labels or a number for a text or a
 pair of texts.
 
-B rows, M examples a row, E = B * M, N examples of a split, C classes, L tokens. Source of the
-losses: transformers 5.23 `ForSequenceClassificationLoss`, `LabelSmoother`.
+B rows, M examples a row, E = B * M, N examples of a split, C classes, L tokens.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxft import metrics
 from jaxft.data import labels as cells
@@ -24,14 +22,15 @@ from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch, Tokens
+from jaxft.problems import MULTI, SINGLE, MultiLabel, Regression, SingleLabel
 
 OUTPUT = "classify"
 PIPELINE = "text-classification"
 AUTO_MODEL = "AutoModelForSequenceClassification"
 READ_BY = {
-    "label_separator": ("multi_label_classification",),
-    "class_weights": ("single_label_classification", "multi_label_classification"),
-    "label_smoothing": ("single_label_classification",),
+    "label_separator": (MULTI,),
+    "class_weights": (SINGLE, MULTI),
+    "label_smoothing": (SINGLE,),
 }
 """Which problems read an option; for another it must stay at its default."""
 COLUMNS = {"text": "text_column", "text_pair": "text_pair_column", "label": "label_column"}
@@ -43,13 +42,7 @@ LABEL = "label"
 def reading(data: Any, answers: bool) -> dict[str, Any]:
     """What `read` depends on beside the source."""
     wanted = {name: getattr(data, key) for name, key in COLUMNS.items() if answers or name != LABEL}
-    return {
-        "columns": wanted,
-        "delimiter": data.delimiter,
-        "quoting": data.quoting,
-        "encoding": data.encoding,
-        "header": data.header,
-    }
+    return {"columns": wanted, **data.text_format}
 
 
 read = sources.read
@@ -84,6 +77,18 @@ class Task:
     label_smoothing: float = 0.0
     separator: str | None = None
 
+    silence = MappingProxyType({"prediction": None})
+    """What `predict` says of a row without text."""
+
+    @cached_property
+    def kind(self) -> SingleLabel | MultiLabel | Regression:
+        """What follows from the problem."""
+        if self.problem == "regression":
+            return Regression()
+        if self.problem == MULTI:
+            return MultiLabel(self.labels, self.weights, self.separator)
+        return SingleLabel(self.labels, self.weights, self.label_smoothing)
+
     @classmethod
     def from_rows(cls, options: Options, rows: Rows, known: Sequence[str]) -> "Task":
         """Of the training split; `known` are the labels of a checkpoint's own head."""
@@ -110,8 +115,7 @@ class Task:
             if value and problem not in problems:
                 raise UserError(
                     f"task.{key}={value!r} says nothing about {problem}, which these labels are "
-                    "(or "
-                    "task.problem_type says so); leave it out."
+                    "(or task.problem_type says so); leave it out."
                 )
         if problem == "regression":
             return cls(problem, ("score",), (1.0,))
@@ -121,8 +125,8 @@ class Task:
         if len(counts) < 2:
             raise UserError(
                 f"{source}: the training labels hold one class only "
-                f"({', '.join(counts) or 'none'}): there is nothing "
-                "to learn. Is data.label_column the right one?"
+                f"({', '.join(counts) or 'none'}): there is nothing to learn. "
+                "Is data.label_column the right one?"
             )
         labels = cells.order(counts, known)
         weights = cells.class_weights(options.class_weights, labels, counts)
@@ -151,42 +155,25 @@ class Task:
 
     def describe(self) -> str:
         """The problem in words."""
-        listed = ", ".join(self.labels[:12]) + (", ..." if self.num_labels > 12 else "")
         words = self.problem.replace("_", " ")
-        return (
-            words
-            if self.problem == "regression"
-            else f"{words}, {self.num_labels} labels: {listed}"
-        )
-
-    silence = MappingProxyType({"prediction": None})
-    """What `predict` says of a row without text."""
+        if self.problem == "regression":
+            return words
+        listed = ", ".join(self.labels[:12]) + (", ..." if self.num_labels > 12 else "")
+        return f"{words}, {self.num_labels} labels: {listed}"
 
     @property
     def num_labels(self) -> int:
         return len(self.labels)
 
     @property
-    def _dtype(self) -> type:
-        return np.int32 if self.problem == "single_label_classification" else np.float32
-
-    @property
     def main_metric(self) -> str:
-        return {"single_label_classification": "accuracy", "regression": "pearson"}.get(
-            self.problem, "micro_f1"
-        )
+        return self.kind.main_metric
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """What `scores` gives, known before there is anything to score."""
-        row_1C = np.zeros((1, self.num_labels), np.float32)
-        targets = row_1C if self.problem == "multi_label_classification" else [0]
-        outputs: dict[str, Any] = {
-            "logits_NC": row_1C,
-            "losses_N": np.zeros(1),
-            "weights_N": np.ones(1),
-        }
-        return tuple(self.scores(outputs, list(targets)))
+        logits_1C = np.zeros((1, self.num_labels), np.float32)
+        return ("loss", *self.kind.scores(logits_1C, self._no_targets(1)))
 
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
@@ -203,45 +190,19 @@ class Task:
             for row in encoded.encodings
         ]
         if LABEL in columns:
-            features["target"] = self._targets(columns[LABEL], columns["line"], source)
+            features["target"] = self.kind.targets(columns[LABEL], columns["line"], source)
         return features
-
-    def _targets(self, label: Sequence[Any], where: Sequence[Any], source: str) -> list[Any]:
-        """A class number, 0s and 1s, or a number per row.
-
-        Raises:
-            UserError: a label that training has not seen, or a number that is none; with `source`
-            and its line.
-        """
-        if self.problem == "regression":
-            return [
-                cells.number(cell, f"{source}, line {at}")
-                for cell, at in zip(label, where, strict=True)
-            ]
-        number = {name: i for i, name in enumerate(self.labels)}
-        rows = [cells.names(cell, self.problem, self.separator) for cell in label]
-        single = self.problem == "single_label_classification"
-        if single and not all(rows):
-            raise UserError(f"{source}, line {where[rows.index([])]}: the label is empty.")
-        unseen: dict[str, Any] = {}
-        for names, at in zip(rows, where, strict=True):
-            unseen |= {name: unseen.get(name, at) for name in names if name not in number}
-        if unseen:
-            listed = ", ".join(f"{name!r} (line {at})" for name, at in list(unseen.items())[:5])
-            raise UserError(
-                f"{source}: {len(unseen)} label(s) that training has not seen: {listed}. "
-                f"Known are {', '.join(map(repr, self.labels[:20]))}."
-            )
-        if single:
-            return [number[names[0]] for names in rows]
-        return [[float(name in names) for name in self.labels] for names in rows]
 
     def collate(self, layout: Layout) -> np.ndarray:
         """Targets of a batch: int32 [B, M], or float32 [B, M] or [B, M, C]."""
         if "target" in layout.columns:
-            return layout.examples(np.asarray(layout.columns["target"], self._dtype))
-        wide = (self.num_labels,) if self.problem == "multi_label_classification" else ()
-        return layout.examples(np.zeros((len(layout.columns["input_ids"]), *wide), self._dtype))
+            targets = np.asarray(layout.columns["target"], self.kind.target_dtype)
+        else:
+            targets = self._no_targets(len(layout.columns["input_ids"]))
+        return layout.examples(targets)
+
+    def _no_targets(self, examples: int) -> np.ndarray:
+        return np.zeros((examples, *self.kind.target_shape), self.kind.target_dtype)
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Sum of the weighted losses and sum of the weights."""
@@ -268,63 +229,33 @@ class Task:
         return logits_BMC.reshape(-1, self.num_labels)
 
     def _losses(self, logits_EC: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        weights_E = batch.weights_BM.reshape(-1)
         targets_E = batch.targets.reshape(-1, *batch.targets.shape[2:])
-        if self.problem == "regression":
-            return jnp.square(logits_EC[:, 0] - targets_E), weights_E
-        class_weights_C = jnp.asarray(self.weights, jnp.float32)
-        if self.problem == "multi_label_classification":
-            with jax.numpy_dtype_promotion("standard"):
-                losses_EC = optax.sigmoid_binary_cross_entropy(logits_EC, targets_E)
-            return (losses_EC * class_weights_C).mean(-1), weights_E
-        logp_EC = jax.nn.log_softmax(logits_EC)
-        picked_E = jnp.take_along_axis(logp_EC, targets_E[:, None], axis=1)[:, 0]
-        smooth = self.label_smoothing
-        losses_E = -(1 - smooth) * picked_E - smooth * logp_EC.mean(-1)
-        return losses_E, weights_E * class_weights_C[targets_E]
+        losses_E, factors = self.kind.losses(logits_EC, targets_E)
+        return losses_E, batch.weights_BM.reshape(-1) * factors
 
     def scores(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> dict[str, float]:
         """Loss and metrics of a split; the main metric right after the loss."""
-        loss = float(
-            (outputs["losses_N"] * outputs["weights_N"]).sum() / outputs["weights_N"].sum()
-        )
-        logits_NC, truth = outputs["logits_NC"], np.asarray(targets)
-        if self.problem == "regression":
-            return {"loss": loss, **metrics.regression(logits_NC[:, 0], truth)}
-        if self.problem == "multi_label_classification":
-            return {"loss": loss, **metrics.multi_label(_sigmoid(logits_NC), truth, self.labels)}
-        return {"loss": loss, **metrics.classification(logits_NC.argmax(-1), truth, self.labels)}
-
-    def answers(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The class number, the 0s and 1s, or the number that each row is given."""
-        logits_NC = outputs["logits_NC"]
-        if self.problem == "regression":
-            return logits_NC[:, 0]
-        if self.problem == "multi_label_classification":
-            return (_sigmoid(logits_NC) >= metrics.THRESHOLD).astype(np.int64)
-        return logits_NC.argmax(-1)
+        weights_N = outputs["weights_N"]
+        loss = float((outputs["losses_N"] * weights_N).sum() / weights_N.sum())
+        return {"loss": loss, **self.kind.scores(outputs["logits_NC"], np.asarray(targets))}
 
     def worst(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Wrong rows, those with the highest loss first: row, truth, prediction, confidence."""
-        answers, found = self.answers(outputs), []
+        answers, found = self.kind.answers(outputs["logits_NC"]), []
         for row in np.argsort(-outputs["losses_N"], kind="stable"):
-            if self.problem == "regression" or np.any(answers[row] != targets[row]):
+            if np.any(answers[row] != targets[row]):
                 told = {"truth": targets[row], "prediction": answers[row]}
                 shown = {key: _joined(self.readable(value)) for key, value in told.items()}
-                scores = self.decode(outputs["logits_NC"][row]).get("scores")
+                scores = self.kind.decode(outputs["logits_NC"][row]).get("scores")
                 shown |= {"confidence": max(scores.values())} if scores else {}
                 found.append({"row": int(row), **shown})
         return found
 
     def readable(self, target: Any) -> Any:
         """A target as people write it: a label name, a list of them, or a number."""
-        if self.problem == "regression":
-            return float(target)
-        if self.problem == "single_label_classification":
-            return self.labels[int(target)]
-        return [name for name, on in zip(self.labels, target, strict=True) if on]
+        return self.kind.readable(target)
 
     def preview(self, features: Any, tokenizer: Any) -> Sequence[Any]:
         """Examples worth a look before training: the labels are in the report."""
@@ -347,42 +278,22 @@ class Task:
         """Counts [C, C], rows true, columns predicted; None where a row may have several labels or
         a number, or where C is too large for it.
         """
-        few = self.num_labels <= metrics.MOST_CONFUSED
-        if self.problem != "single_label_classification" or not few:
+        if self.problem != SINGLE or self.num_labels > metrics.MOST_CONFUSED:
             return None
-        return metrics.confusion_matrix(self.answers(outputs), targets, self.labels)
+        answers = self.kind.answers(outputs["logits_NC"])
+        return metrics.confusion_matrix(answers, targets, self.labels)
 
     def warning(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> str | None:
         """What looks broken in the answers as a whole."""
-        if self.problem != "single_label_classification":
+        if self.problem != SINGLE:
             return None
-        return metrics.one_class_warning(self.answers(outputs), targets, self.labels)
+        answers = self.kind.answers(outputs["logits_NC"])
+        return metrics.one_class_warning(answers, targets, self.labels)
 
     def respond(self, rows: Rows, tools: Any) -> Iterator[dict[str, Any]]:
         """What `predict` adds to each row."""
-        return map(self.decode, tools.outputs(rows)["logits_NC"])
-
-    def decode(self, logits_C: np.ndarray) -> dict[str, Any]:
-        """`prediction` and `scores` of one row, as `predict` prints them."""
-        if self.problem == "regression":
-            return {"prediction": float(logits_C[0])}
-        single = self.problem == "single_label_classification"
-        share = _softmax(logits_C) if single else _sigmoid(logits_C)
-        scores = {name: float(p) for name, p in zip(self.labels, share, strict=True)}
-        if single:
-            return {"prediction": max(scores, key=scores.__getitem__), "scores": scores}
-        chosen = [name for name, p in scores.items() if p >= metrics.THRESHOLD]
-        return {"prediction": chosen, "scores": scores}
+        return map(self.kind.decode, tools.outputs(rows)["logits_NC"])
 
 
 def _joined(value: Any) -> Any:
     return (", ".join(value) or "none") if isinstance(value, list) else value
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
