@@ -121,3 +121,12 @@ def test_a_weight_that_makes_no_mixture_is_refused(weights, words, sources, caps
     message = runs.refused(capsys, "train", talk.words(raw, workdir))
     assert words in message
     assert not workdir.exists()
+
+
+def test_a_source_all_of_whose_rows_are_dropped_is_refused_by_name(sources, capsys):
+    long = [{"prompt": "Mix: ", "completion": "word " * 200}]
+    lost = talk.lines(sources["root"] / "lost.jsonl", long)
+    raw = talk.recipe(sources["model"], sources["mine"])
+    raw["data"] |= {"train": repr({str(sources["mine"]): 0.5, str(lost): 0.5}), "max_dropped": 0.5}
+    message = runs.refused(capsys, "train", talk.words(raw, sources["root"] / "never"))
+    assert f"{lost}: no row is left" in message

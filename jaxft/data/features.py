@@ -31,6 +31,9 @@ class Reader(Protocol):
     def read(self, source: str, *, split: str, **options: Any) -> datasets.Dataset:
         """The columns the task needs, and `line`."""
 
+    def label_names(self, dataset: datasets.Dataset, options: Any) -> Sequence[Sequence[str]]:
+        """Those that each row has; `options`: the task's own config keys."""
+
 
 class Featuriser(Protocol):
     """What tokenising a split needs of a task."""
@@ -129,7 +132,7 @@ def _count_dropped(
     say(f"{counted}: dropped.")
 
 
-def read_splits(reader: Reader, data: Data, seed: int, say: Say) -> dict[str, Rows]:
+def read_splits(reader: Reader, data: Data, options: Any, seed: int, say: Say) -> dict[str, Rows]:
     """Training, validation and (where given) test rows; a missing validation split is cut from
     training.
     """
@@ -144,7 +147,8 @@ def read_splits(reader: Reader, data: Data, seed: int, say: Say) -> dict[str, Ro
         rows[f"{EVALUATION}{name}"] = read_rows(reader, source, data, say, split="test")
     if data.validation is None:
         whole = rows["train"]
-        parts = cut_validation(whole.dataset, data.validation_size, seed)
+        labels = reader.label_names(whole.dataset, options)
+        parts = cut_validation(whole.dataset, data.validation_size, seed, labels)
         say(f"No validation split given: {len(parts[1])} rows are cut from {whole.source}.")
         for name, part in zip(("train", "validation"), parts, strict=True):
             key = cache_key(whole=whole.digest, part=name, size=data.validation_size, seed=seed)

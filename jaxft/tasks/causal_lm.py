@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from datasets import Dataset
 
 from jaxft.data import answers, chat, examples, supervision
 from jaxft.data.batches import Layout
@@ -34,6 +35,11 @@ read = examples.read_examples
 def reading(data: Any, answers: bool) -> dict[str, Any]:
     """What `read` depends on beside the source."""
     return {"text_column": data.text_column, "answers": answers, **data.text_format}
+
+
+def label_names(dataset: Dataset, options: "Options") -> list[list[str]]:
+    """Rows have no labels."""
+    return [[]] * len(dataset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from datasets import Dataset
 
 from jaxft import metrics
 from jaxft.data import labels as cells
@@ -48,6 +49,14 @@ def reading(data: Any, answers: bool) -> dict[str, Any]:
 read = sources.read
 
 
+def label_names(dataset: Dataset, options: "Options") -> list[list[str]]:
+    """Those that each row has; none of numbers to be learnt."""
+    problem = options.problem(dataset[LABEL][:])
+    if problem == "regression":
+        return [[]] * len(dataset)
+    return [cells.names(cell, problem, options.label_separator) for cell in dataset[LABEL]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The config keys of `task` beside its name."""
@@ -65,6 +74,12 @@ class Options:
         default=0.0,
         metadata={"help": "share of the target spread over all labels", "must": ">= 0 and < 1"},
     )
+
+    def problem(self, label: Sequence[Any]) -> Problem:
+        """What a label column holds."""
+        if self.problem_type == "auto":
+            return cells.guess(label, self.label_separator)
+        return self.problem_type
 
 
 @dataclass(frozen=True)
@@ -107,9 +122,7 @@ class Task:
             UserError: one class only, values that are no numbers, weights for labels that are not
             there.
         """
-        problem = options.problem_type
-        if problem == "auto":
-            problem = cells.guess(label, options.label_separator)
+        problem = options.problem(label)
         for key, problems in READ_BY.items():
             value = getattr(options, key)
             if value and problem not in problems:
