@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
+from jaxft.data.labels import as_text
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
 from jaxft.sections import Data
@@ -161,11 +162,32 @@ def _mix(parts: Mapping[str, Rows], weights: tuple[float, ...]) -> Rows:
     if len(parts) == 1:
         return next(iter(parts.values()))
     datasets_ = [
-        part.dataset.add_column("origin", np.full(len(part.dataset), i))
-        for i, part in enumerate(parts.values())
+        one.add_column("origin", np.full(len(one), i))
+        for i, one in enumerate(_aligned({name: part.dataset for name, part in parts.items()}))
     ]
     digest = cache_key(parts=[part.digest for part in parts.values()])
     return Rows(" + ".join(parts), datasets.concatenate_datasets(datasets_), digest, weights)
+
+
+def _aligned(parts: Mapping[str, datasets.Dataset]) -> list[datasets.Dataset]:
+    """With labels of one type: a CSV file has them as text, where others may have numbers.
+
+    Raises: UserError where some are lists and others are not.
+    """
+    if len({str(part.features.get("label")) for part in parts.values()}) == 1:
+        return list(parts.values())
+    cells = {name: [as_text(cell) for cell in part["label"]] for name, part in parts.items()}
+    lists = [name for name in parts if any(isinstance(cell, list) for cell in cells[name])]
+    others = [name for name in parts if any(isinstance(cell, str) for cell in cells[name])]
+    if lists and others:
+        raise UserError(
+            f"Labels are lists in {', '.join(lists)}, but not in {', '.join(others)}: the sources "
+            "that data.train mixes have labels of one kind."
+        )
+    return [
+        part.remove_columns("label").add_column("label", cells[name])
+        for name, part in parts.items()
+    ]
 
 
 def tokenise(

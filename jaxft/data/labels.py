@@ -31,6 +31,13 @@ def _name(value: Any) -> str:
     return str(value).strip()
 
 
+def as_text(cell: Any) -> Any:
+    """A cell with its numbers written as names; an empty one and a list stay what they are."""
+    if cell is None:
+        return None
+    return [_name(each) for each in cell] if isinstance(cell, list) else _name(cell)
+
+
 def guess(label: Sequence[Any], separator: str | None) -> Problem:
     """Lists or a separator mean several labels; numbers that are not all whole mean regression."""
     if separator is not None or any(isinstance(cell, list | tuple | np.ndarray) for cell in label):
