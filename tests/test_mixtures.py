@@ -163,7 +163,7 @@ def mixed(folder: Path, *names: str) -> dict[str, Rows]:
             talk.lines(folder / name, rows)
     sources = {str(folder / name): 1.0 for name in names}
     data = Data(train=sources, validation=next(iter(sources)))
-    return read_splits(classify, data, classify.Options(), 0, silently)
+    return read_splits(classify, data, classify.Options(), silently)
 
 
 @pytest.mark.parametrize("other", ["whole.jsonl", "real.jsonl", "large.parquet"])

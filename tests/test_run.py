@@ -261,6 +261,8 @@ def test_a_missing_validation_split_is_cut_from_training_the_same_way_each_time(
         json.loads((tmp_path / name / "inputs.json").read_text()) for name in ("first", "second")
     ]
     assert digests[0] == digests[1]
+    _, splits, _ = runs.assembled(cut | {"seed": 1})
+    assert splits["validation"].rows.digest == digests[0]["validation"], "for every seed"
 
 
 def test_a_workdir_in_an_object_store(keys, tmp_path, monkeypatch, capsys):

@@ -133,7 +133,7 @@ def _count_dropped(
     say(f"{counted}: dropped.")
 
 
-def read_splits(reader: Reader, data: Data, options: Any, seed: int, say: Say) -> dict[str, Rows]:
+def read_splits(reader: Reader, data: Data, options: Any, say: Say) -> dict[str, Rows]:
     """Training, validation and (where given) test rows; a missing validation split is cut from
     training.
     """
@@ -149,10 +149,10 @@ def read_splits(reader: Reader, data: Data, options: Any, seed: int, say: Say) -
     if data.validation is None:
         whole = rows["train"]
         labels = reader.label_names(whole.dataset, options)
-        parts = cut_validation(whole.dataset, data.validation_size, seed, labels)
+        parts = cut_validation(whole.dataset, data.validation_size, labels)
         say(f"No validation split given: {len(parts[1])} rows are cut from {whole.source}.")
         for name, part in zip(("train", "validation"), parts, strict=True):
-            key = cache_key(whole=whole.digest, part=name, size=data.validation_size, seed=seed)
+            key = cache_key(whole=whole.digest, part=name, size=data.validation_size)
             rows[name] = Rows(whole.source, part, key, whole.weights)
     return rows
 

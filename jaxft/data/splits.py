@@ -35,9 +35,10 @@ def drop_empty(dataset: Dataset, columns: Sequence[str], path: str) -> tuple[Dat
 
 
 def cut_validation(
-    dataset: Dataset, size: int | float, seed: int, labels: Sequence[Sequence[str]]
+    dataset: Dataset, size: int | float, labels: Sequence[Sequence[str]]
 ) -> tuple[Dataset, Dataset]:
-    """(train, validation): ``size`` rows, or a share below 1, drawn by content and seed alone.
+    """(train, validation): ``size`` rows, or a share below 1, drawn by content alone: runs with
+    other seeds are compared on the same rows.
 
     Rows of equal (normalised) texts stay together, so that the two sides share none. ``labels``
     are the names that each row has, none of a number: each set of names has its share in
@@ -53,7 +54,7 @@ def cut_validation(
     equal = defaultdict(list)
     for row, parts in enumerate(zip(*texts, strict=True)):
         equal["\0".join(normalised(part or "") for part in parts)].append(row)
-    groups = [equal[text] for text in sorted(equal, key=lambda text: _hash(f"{seed}\0{text}"))]
+    groups = [equal[text] for text in sorted(equal, key=_hash)]
     # A class is what the rows of one text are labelled with: a set of names, or those in conflict.
     classes: dict[str, list[list[int]]] = defaultdict(list)
     for rows in groups:

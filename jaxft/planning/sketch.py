@@ -146,7 +146,7 @@ def sketch(config: Config, devices: Sequence[Any], say: Say, examples: int | Non
         return replace(made, experiment=replace(experiment, config=config))
     if data is not None and examples is None:
         module = tasks.named(config.task.name)
-        rows = read_splits(module, data, config.task, config.seed, _quiet)
+        rows = read_splits(module, data, config.task, _quiet)
         examples = len(rows["train"].dataset)
     with tempfile.TemporaryDirectory() as folder:
         file = FilePath(folder) / "rows.jsonl"

@@ -20,12 +20,12 @@ def tickets(n=200, labels=("a", "b", "b", "b"), **more):
     return Dataset.from_dict(columns | more)
 
 
-def cut(data, size, seed=0, **options):
+def cut(data, size, **options):
     """(train, validation) of a classifier's rows."""
     labels = [[]] * len(data)
     if "label" in data.column_names:
         labels = classify.label_names(data, classify.Options(**options))
-    return cut_validation(data, size, seed, labels)
+    return cut_validation(data, size, labels)
 
 
 def test_rows_without_text_are_dropped_and_their_lines_given():
@@ -47,14 +47,13 @@ def test_a_source_with_only_empty_texts_is_refused():
         drop_empty(tickets(2, text=["", None]), ["text"], "a.csv")
 
 
-def test_the_cut_is_by_content_and_seed_alone():
+def test_the_cut_is_by_content_alone():
     data = tickets()
     _, validation = cut(data, 20)
     other = data.select(range(199, -1, -1)).select_columns(["line", "label", "text"])
     assert set(cut(other, 20)[1]["text"]) == set(validation["text"])
-    assert set(cut(data, 20, seed=1)[1]["text"]) != set(validation["text"])
     digest = hashlib.sha256(" ".join(validation["text"]).encode()).hexdigest()
-    assert digest[:16] == "98e5497a81e7cdc6"  # the same rows on every machine
+    assert digest[:16] == "69f0b000ea615be3"  # the same rows on every machine
 
 
 @pytest.mark.parametrize(("size", "rows"), [(20, 20), (0.1, 20), (0.5, 100), (1, 1), (0.001, 1)])
