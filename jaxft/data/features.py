@@ -11,6 +11,7 @@ import numpy as np
 from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.labels import as_text
+from jaxft.data.sources import quiet
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.errors import UserError
 from jaxft.sections import Data
@@ -133,6 +134,7 @@ def _count_dropped(
     say(f"{counted}: dropped.")
 
 
+@quiet()
 def read_splits(reader: Reader, data: Data, options: Any, say: Say) -> dict[str, Rows]:
     """Training, validation and (where given) test rows; a missing validation split is cut from
     training.
@@ -190,6 +192,7 @@ def _aligned(parts: Mapping[str, datasets.Dataset]) -> list[datasets.Dataset]:
     ]
 
 
+@quiet()
 def tokenise(
     rows: Rows,
     task: Featuriser,
