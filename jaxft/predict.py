@@ -104,7 +104,7 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
         places = np.flatnonzero(filled)
         digest = cache_key(content=content_hash(source), predict=True, **options)
         rows = Rows(source, asked.select(places), digest)
-        said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
+        said = experiment.task.respond(rows, Tools(experiment, trained.params, seed, say=say))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
     plain = [{name: row[name] for name in texts} for row in asked]

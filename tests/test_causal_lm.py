@@ -422,12 +422,21 @@ def test_pitfall_3_and_4_a_few_of_them_are_dropped_and_counted(recipe, tmp_path,
     assert np.asarray(splits["train"].features["row"][:]).tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
 
 
-def test_an_answer_may_be_cut_where_that_is_asked_for(recipe, tmp_path):
+def test_pitfall_4_an_answer_may_be_cut_where_that_is_asked_for(recipe, tmp_path):
     raw = with_bad_row(recipe, tmp_path, "answer cut by data.max_length")
-    splits = talk.begin({**raw, "task": {**raw["task"], "cut_answers": True}})[0].splits
+    said: list[str] = []
+    raw |= {"task": {**raw["task"], "cut_answers": True}}
+    splits = talk.begin(raw, say=said.append)[0].splits
     row = splits["train"].features[2]
     assert len(row["input_ids"]) == LIMIT < row["full_length"]
     assert sum(row["trained"]) == LIMIT - len("Mix:")
+    (line,) = (text for text in said if "lose their ends" in text)
+    lost = row["full_length"] - LIMIT
+    learnt = sum(map(sum, splits["train"].features["trained"])) + lost
+    assert line.endswith(
+        f"1 of 9 rows (11.1%) have more than data.max_length={LIMIT} tokens and lose their ends, "
+        f"with {lost} of {learnt} learnt tokens ({lost / learnt:.1%})."
+    )
 
 
 def test_pitfall_12_a_killed_run_of_full_rows_goes_on_bit_by_bit(recipe, tmp_path, monkeypatch):

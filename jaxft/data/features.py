@@ -43,7 +43,8 @@ class Featuriser(Protocol):
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
     ) -> dict[str, list]:
-        """`input_ids`, `full_length`, and more columns; `row` (which of `columns` a row is made of)
+        """`input_ids`, `full_length`, and more columns; `trained` and `lost` (targets that were cut
+        off) where a row has many; `row` (which of `columns` a row is made of)
         where they are not one to one, `dropped` (a reason, or "") where some cannot be used.
         """
 
@@ -222,6 +223,7 @@ def tokenise(
     made = cached_map(numbered, features, key, data.cache_dir)
     if "dropped" in made.column_names:
         made = _usable(made, rows, data.max_dropped, say)
+    _say_cut(made, rows.source, data.max_length, say)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)
     return Split(rows, made, lengths)
 
@@ -237,6 +239,21 @@ def _usable(made: datasets.Dataset, rows: Rows, allowed: float, say: Say) -> dat
     if not (reasons == "").any():
         raise UserError(f"{rows.source}: no row is left to learn from.")
     return made.select(np.flatnonzero(reasons == "")) if reasons.any() else made
+
+
+def _say_cut(made: datasets.Dataset, source: str, max_length: int, say: Say) -> None:
+    """How many rows lose their ends, and of their targets what share."""
+    cut = np.count_nonzero(np.asarray(made["full_length"]) > max_length)
+    if not cut:
+        return
+    said = (
+        f"{source}: {cut} of {len(made)} rows ({cut / len(made):.1%}) have more than "
+        f"data.max_length={max_length} tokens and lose their ends"
+    )
+    if "lost" in made.column_names and (lost := sum(made["lost"])):
+        whole = lost + sum(sum(row) for row in made["trained"])
+        said += f", with {lost} of {whole} learnt tokens ({lost / whole:.1%})"
+    say(f"{said}.")
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def encode(
     input_ids, trained: per row a list of ids and one of 0 and 1 (a target of the loss). The first
         token of a row is no target: nothing stands before it.
     full_length: tokens before the row was cut. A document is not cut but torn, and loses none.
+    lost: how many targets were cut off.
     dropped: "", or why the row must not be trained: nothing in it is, or (unless `cut`, which
         keeps the answer's beginning) `max_length` cuts off something that is trained.
     row: which of `rendered` it is from.
@@ -42,7 +43,7 @@ def encode(
         does not know as one.
     """
     out: dict[str, list] = {
-        name: [] for name in ("input_ids", "trained", "full_length", "dropped", "row")
+        name: [] for name in ("input_ids", "trained", "full_length", "lost", "dropped", "row")
     }
     final, known = ends(tokenizer), set(tokenizer.added_tokens_encoder.values())
     for row, (one, ids, offsets) in enumerate(_tokens(rendered, tokenizer)):
@@ -59,10 +60,11 @@ def encode(
         for start, stop in _windows(len(ids), max_length) if one.document else [(0, max_length)]:
             kept = trained[start:stop].copy()
             kept[:1] = 0
-            lost = not one.document and bool(trained[stop:].any())
+            lost = 0 if one.document else int(trained[stop:].sum())
             out["input_ids"].append(ids[start:stop])
             out["trained"].append(kept.astype(int).tolist())
             out["full_length"].append(len(kept) if one.document else len(ids))
+            out["lost"].append(lost)
             reason = CUT if lost and not cut else "" if kept.any() else UNSUPERVISED
             out["dropped"].append(reason)
             out["row"].append(row)

@@ -236,7 +236,7 @@ def test_documents_are_torn_and_lose_no_token(letters, max_length):
 
 def test_nothing_in_gives_nothing_out():
     found = encode([], byte_level(), 9, cut=False)
-    assert list(found) == ["input_ids", "trained", "full_length", "dropped", "row"]
+    assert list(found) == ["input_ids", "trained", "full_length", "lost", "dropped", "row"]
     assert not any(found.values())
     assert prompt_ids([], byte_level(), None, []) == []
 
