@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import resource
 import signal
 import struct
 import subprocess
@@ -111,6 +113,25 @@ def test_a_resumed_run_cuts_away_what_lies_beyond_its_step(tmp_path, memory, whe
     fs, path = fsspec.core.url_to_fs(workdir)
     assert len(fs.glob(f"{path}/*tfevents*")) == 1
     assert not fs.glob(f"{path}/.*aside")
+
+
+def test_pitfall_15_a_full_disk_costs_log_lines_and_not_the_run(tmp_path, caplog):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(tmp_path, {}, ["tensorboard"]) as log:
+        log.scalars(10, {"train/loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))  # half a line has room
+        try:
+            log.scalars(20, {"train/loss": 0.5})
+            log.image(20, "confusion", confusion_png([[1, 0], [0, 1]], ["a", "b"]))
+            log.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.scalars(30, {"train/loss": 0.25})
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.search("log cannot be written, the run goes on. .*File too large", said)
+    assert [row["step"] for row in lines_of(tmp_path)] == [10, 30]
+    assert steps_of(events_of(tmp_path), "train/loss") == [10, 30]
 
 
 def test_a_run_that_starts_anew_starts_its_logs_anew(tmp_path):
