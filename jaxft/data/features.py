@@ -13,6 +13,7 @@ from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.labels import as_text
 from jaxft.data.sources import quiet
 from jaxft.data.splits import cut_validation, drop_empty
+from jaxft.data.templates import before_text
 from jaxft.errors import UserError
 from jaxft.sections import Data
 from jaxft.stderr import Say, silently
@@ -224,6 +225,7 @@ def tokenise(
     if "dropped" in made.column_names:
         made = _usable(made, rows, data.max_dropped, say)
     _say_cut(made, rows.source, data.max_length, say)
+    _say_bare(made, rows.source, tokenizer, say)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)
     return Split(rows, made, lengths)
 
@@ -254,6 +256,21 @@ def _say_cut(made: datasets.Dataset, source: str, max_length: int, say: Say) -> 
         whole = lost + sum(sum(row) for row in made["trained"])
         said += f", with {lost} of {whole} learnt tokens ({lost / whole:.1%})"
     say(f"{said}.")
+
+
+def _say_bare(made: datasets.Dataset, source: str, tokenizer: Any, say: Say) -> None:
+    """How many rows lack what the tokenizer puts before a text: a chat template may forget it."""
+    if not (before := before_text(tokenizer)):
+        return
+    _, starts = np.unique(made["row"][:], return_index=True)  # a document is torn into several
+    bare = sum(ids[: len(before)] != before for ids in made.select(starts)["input_ids"])
+    if bare:
+        say(
+            f"{source}: {bare} of {len(starts)} rows begin without "
+            f"{tokenizer.decode(before)}, which the tokenizer puts before a text and the chat "
+            "template does not. A model that was trained with it is better with a template that "
+            "has it, as those that task.chat_template names do."
+        )
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:

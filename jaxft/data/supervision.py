@@ -17,7 +17,7 @@ from rich.text import Text
 
 from jaxft.data.chat import Rendered, prompt
 from jaxft.data.previews import LEARNT
-from jaxft.data.templates import end_of_turn, ends
+from jaxft.data.templates import before_text, end_of_turn, ends
 from jaxft.errors import UserError
 
 UNSUPERVISED = "no supervised token"
@@ -122,7 +122,7 @@ def _tokens(
         )
     if not rendered:
         return []
-    added = _added(tokenizer)
+    added = before_text(tokenizer)
     bos = tokenizer.special_tokens_map.get("bos_token")
     encoded = tokenizer(
         [one.text for one in rendered],
@@ -145,13 +145,6 @@ def _tokens(
         places = np.asarray([(-1, 0)] * len(before) + list(offsets), np.int64).reshape(-1, 2)
         found.append((one, ids, places))
     return found
-
-
-def _added(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text by itself; what it puts after one is not wanted."""
-    one = tokenizer("a", return_special_tokens_mask=True)
-    mask = one["special_tokens_mask"]
-    return one["input_ids"][: mask.index(0)]
 
 
 def _inside(text: str, offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
