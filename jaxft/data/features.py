@@ -1,14 +1,16 @@
 """Files -> rows -> token ids and targets, with what was dropped and cut on the way."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import numpy as np
 
-from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.labels import as_text
 from jaxft.data.sources import quiet
@@ -18,6 +20,8 @@ from jaxft.errors import UserError
 from jaxft.sections import Data
 from jaxft.stderr import Say, silently
 
+MAKERS = ("data/*.py", "tasks/*.py", "problems.py")
+"""The files of the package that decide what tokens and targets are."""
 EVALUATION = "eval/"
 """What the names of further evaluation splits begin with."""
 
@@ -208,7 +212,7 @@ def tokenise(
         UserError: what the task refuses, or more than `data.max_dropped` of the rows it cannot use.
     """
     key = cache_key(
-        version=__version__,
+        code=_code(),
         rows=rows.digest,
         tokenizer=tokenizer_content(tokenizer),
         task=repr(task),
@@ -228,6 +232,14 @@ def tokenise(
     _say_bare(made, rows.source, tokenizer, say)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)
     return Split(rows, made, lengths)
+
+
+@cache
+def _code() -> str:
+    """Of the code that makes tokens and targets, none of which outlive a change of it."""
+    package = Path(__file__).parent.parent
+    files = sorted(path for name in MAKERS for path in package.glob(name))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _usable(made: datasets.Dataset, rows: Rows, allowed: float, say: Say) -> datasets.Dataset:

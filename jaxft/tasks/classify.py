@@ -19,6 +19,7 @@ from jaxft import metrics
 from jaxft.data import labels as cells
 from jaxft.data import sources
 from jaxft.data.batches import Layout
+from jaxft.data.encoding import encode
 from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
 from jaxft.errors import UserError
@@ -195,13 +196,7 @@ class Task:
         has a label.
         """
         texts = [columns[name] for name in TEXTS if name in columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        kept = ("input_ids", "token_type_ids")
-        features = {name: encoded[name] for name in kept if name in encoded}
-        features["full_length"] = [
-            len(row.ids) + sum(part.special_tokens_mask.count(0) for part in row.overflowing)
-            for row in encoded.encodings
-        ]
+        features = encode(texts, tokenizer, max_length)
         if LABEL in columns:
             features["target"] = self.kind.targets(columns[LABEL], columns["line"], source)
         return features
