@@ -68,7 +68,7 @@ def class_weights(
     scikit-learn.
 
     Raises:
-        UserError: a factor for a label that the data do not have.
+        UserError: a factor for a label that the data do not have, or none above 0.
     """
     if given is None:
         return (1.0,) * len(labels)
@@ -81,7 +81,10 @@ def class_weights(
             f"task.class_weights names {', '.join(map(repr, strange))}; the labels are "
             f"{', '.join(map(repr, labels))}."
         )
-    return tuple(float(given.get(name, 1.0)) for name in labels)
+    factors = tuple(float(given.get(name, 1.0)) for name in labels)
+    if not any(factors):
+        raise UserError("task.class_weights are all 0: nothing would be learnt.")
+    return factors
 
 
 def number(cell: Any, where: str) -> float:

@@ -69,7 +69,8 @@ class Options:
         default=None, metadata={"help": "splits a cell that holds several labels (multi-label)"}
     )
     class_weights: Literal["balanced"] | dict[str, float] | None = field(
-        default=None, metadata={"help": "'balanced', or a factor per label name"}
+        default=None,
+        metadata={"help": "'balanced', or a factor per label name", "must": ">= 0"},
     )
     label_smoothing: float = field(
         default=0.0,
