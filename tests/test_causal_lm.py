@@ -17,7 +17,7 @@ import pytest
 import runs
 import talk
 
-from jaxft import train
+from jaxft import config, tasks, train
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Rows
 from jaxft.data.plan import Plan
@@ -315,6 +315,31 @@ def test_it_learns_eight_completions_by_heart_and_says_them(recipe):
     generate = Generator(merge, params, experiment.mesh, experiment.rows, 1)
     said = generate(prompts, [tokenizer.eos_token_id], Sampling(max_new_tokens=24))
     assert [tokenizer.decode(ids) for ids in said] == [" " + row["completion"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"task.turns": "last", "task.assistant_only_loss": False}, "learns every word of a chat"),
+        ({"task.top_p": 0.9}, "task.top_p would say how tokens are drawn"),
+        ({"task.top_k": 5, "task.top_p": 0.9}, "task.top_k and task.top_p would say how"),
+        ({"data.label_column": "stars"}, "data.label_column = 'stars' is of rows with labels"),
+        ({"data.text_pair_column": 1}, "data.text_pair_column = 1 is of rows with labels"),
+        ({"task.turns": "last", "task.temperature": 1.0, "task.top_p": 0.9}, ""),
+    ],
+)
+def test_pitfall_25_options_that_nothing_would_read_are_refused(keys, said):
+    raw: dict[str, Any] = {"model": {"pretrained": "m"}, "data": {"train": "t"}, "task": {}}
+    raw["task"]["name"] = "causal_lm"
+    for name, value in keys.items():
+        home, last = name.split(".")
+        raw[home][last] = value
+    if not said:
+        assert config.from_dict(raw, tasks.options).task.top_p == 0.9
+        return
+    with pytest.raises(UserError, match="1 problem in the config") as refused:
+        config.from_dict(raw, tasks.options)
+    assert said in str(refused.value)
 
 
 def test_exact_match_is_the_share_of_right_answers_among_the_first_rows():

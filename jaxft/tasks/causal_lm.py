@@ -85,6 +85,31 @@ class Options:
         metadata={"help": "predict: draw among the likeliest that hold p", "must": "> 0 and <= 1"},
     )
 
+    def clashes(self, data: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The keys that nothing would read beside others, and what to change."""
+        if self.turns == "last" and not self.assistant_only_loss:
+            yield (
+                ("task.turns", "task.assistant_only_loss"),
+                "task.turns = 'last' chooses among the assistant's turns, and "
+                "task.assistant_only_loss = False learns every word of a chat; leave one of them "
+                "out",
+            )
+        drawing = {"top_k": self.top_k, "top_p": self.top_p if self.top_p < 1 else None}
+        if self.temperature == 0 and (unread := [name for name, x in drawing.items() if x]):
+            yield (
+                ("task.temperature", *(f"task.{name}" for name in unread)),
+                f"{' and '.join(f'task.{name}' for name in unread)} would say how tokens are "
+                "drawn, and task.temperature = 0 takes the likeliest; set it above 0, or leave "
+                "that out",
+            )
+        for name, default in ("label_column", "label"), ("text_pair_column", None):
+            if (given := getattr(data, name)) != default:
+                yield (
+                    (f"data.{name}", "task.name"),
+                    f"data.{name} = {given!r} is of rows with labels, which task.name = "
+                    "'causal_lm' does not read; leave it out",
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Options):
