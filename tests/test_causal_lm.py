@@ -320,7 +320,7 @@ def test_it_learns_eight_completions_by_heart_and_says_them(recipe):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"task.turns": "last", "task.assistant_only_loss": False}, "learns every word of a chat"),
+        ({"task.turns": "last", "task.assistant_only_loss": False}, "leave one of them out"),
         ({"task.top_p": 0.9}, "task.top_p would say how tokens are drawn"),
         ({"task.top_k": 5, "task.top_p": 0.9}, "task.top_k and task.top_p would say how"),
         ({"data.label_column": "stars"}, "data.label_column = 'stars' is of rows with labels"),

@@ -38,9 +38,6 @@ class Reader(Protocol):
     def read(self, source: str, *, split: str, **options: Any) -> datasets.Dataset:
         """The columns the task needs, and `line`."""
 
-    def label_names(self, dataset: datasets.Dataset, options: Any) -> Sequence[Sequence[str]]:
-        """Those that each row has; `options`: the task's own config keys."""
-
 
 class Featuriser(Protocol):
     """What tokenising a split needs of a task."""
@@ -156,7 +153,8 @@ def read_splits(reader: Reader, data: Data, options: Any, say: Say) -> dict[str,
         rows[f"{EVALUATION}{name}"] = read_rows(reader, source, data, say, split="test")
     if data.validation is None:
         whole = rows["train"]
-        labels = reader.label_names(whole.dataset, options)
+        labelled = "label" in whole.dataset.column_names
+        labels = options.names(whole.dataset["label"][:]) if labelled else [[]] * len(whole.dataset)
         parts = cut_validation(whole.dataset, data.validation_size, labels)
         say(f"No validation split given: {len(parts[1])} rows are cut from {whole.source}.")
         for name, part in zip(("train", "validation"), parts, strict=True):

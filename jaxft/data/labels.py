@@ -12,7 +12,9 @@ Problem = Literal["single_label_classification", "multi_label_classification", "
 
 
 def names(cell: Any, problem: str, separator: str | None) -> list[str]:
-    """The label names in one cell; none for an empty one."""
+    """The label names in one cell; none for an empty one, or for a number to be learnt."""
+    if problem == "regression":
+        return []
     if problem == "multi_label_classification":
         if isinstance(cell, str):
             cell = cell.split(separator) if separator else [cell]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from datasets import Dataset
 
 from jaxft.data import answers, chat, examples, supervision
 from jaxft.data.batches import Layout
@@ -35,11 +34,6 @@ read = examples.read_examples
 def reading(data: Any, answers: bool) -> dict[str, Any]:
     """What `read` depends on beside the source."""
     return {"text_column": data.text_column, "answers": answers, **data.text_format}
-
-
-def label_names(dataset: Dataset, options: "Options") -> list[list[str]]:
-    """Rows have no labels."""
-    return [[]] * len(dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +84,22 @@ class Options:
         if self.turns == "last" and not self.assistant_only_loss:
             yield (
                 ("task.turns", "task.assistant_only_loss"),
-                "task.turns = 'last' chooses among the assistant's turns, and "
-                "task.assistant_only_loss = False learns every word of a chat; leave one of them "
-                "out",
+                "task.turns = 'last' chooses among the answers of a chat, of which "
+                "task.assistant_only_loss = False learns every word; leave one of them out",
             )
-        drawing = {"top_k": self.top_k, "top_p": self.top_p if self.top_p < 1 else None}
-        if self.temperature == 0 and (unread := [name for name, x in drawing.items() if x]):
+        drawing = {"task.top_k": self.top_k, "task.top_p": self.top_p < 1}
+        if self.temperature == 0 and (unread := [name for name, given in drawing.items() if given]):
             yield (
-                ("task.temperature", *(f"task.{name}" for name in unread)),
-                f"{' and '.join(f'task.{name}' for name in unread)} would say how tokens are "
-                "drawn, and task.temperature = 0 takes the likeliest; set it above 0, or leave "
-                "that out",
+                ("task.temperature", *unread),
+                f"{' and '.join(unread)} would say how tokens are drawn, and task.temperature = 0 "
+                "takes the likeliest; set it above 0, or leave that out",
             )
         for name, default in ("label_column", "label"), ("text_pair_column", None):
             if (given := getattr(data, name)) != default:
                 yield (
                     (f"data.{name}", "task.name"),
-                    f"data.{name} = {given!r} is of rows with labels, which task.name = "
-                    "'causal_lm' does not read; leave it out",
+                    f"data.{name} = {given!r} is of rows with labels, which causal_lm does not "
+                    "read; leave it out",
                 )
 
 
@@ -301,9 +293,7 @@ class Task(Options):
     def _answers(
         self, prompts: Sequence[Sequence[int]], tools: Any, sampling: Sampling
     ) -> Iterator[str]:
-        """Up to the token that ends each, or the model's last position; special tokens before that
-        are said like any other, since training may have taught them (`model.new_tokens`).
-        """
+        """Up to the token that ends each, or the model's last position; those of new_tokens too."""
         stop = supervision.stop_ids(tools.tokenizer)
         for prompt, ids in zip(prompts, tools.generate(prompts, stop, sampling), strict=True):
             fits = ids[: tools.positions - len(prompt)]

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from datasets import Dataset
 
 from jaxft import metrics
 from jaxft.data import labels as cells
@@ -50,14 +50,6 @@ def reading(data: Any, answers: bool) -> dict[str, Any]:
 read = sources.read
 
 
-def label_names(dataset: Dataset, options: "Options") -> list[list[str]]:
-    """Those that each row has; none of numbers to be learnt."""
-    problem = options.problem(dataset[LABEL][:])
-    if problem == "regression":
-        return [[]] * len(dataset)
-    return [cells.names(cell, problem, options.label_separator) for cell in dataset[LABEL]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The config keys of `task` beside its name."""
@@ -82,6 +74,11 @@ class Options:
         if self.problem_type == "auto":
             return cells.guess(label, self.label_separator)
         return self.problem_type
+
+    def names(self, label: Sequence[Any]) -> list[list[str]]:
+        """The label names of each row; none of numbers."""
+        problem = self.problem(label)
+        return [cells.names(cell, problem, self.label_separator) for cell in label]
 
 
 @dataclass(frozen=True)
@@ -134,9 +131,7 @@ class Task:
                 )
         if problem == "regression":
             return cls(problem, ("score",), (1.0,))
-        counts = Counter(
-            name for cell in label for name in cells.names(cell, problem, options.label_separator)
-        )
+        counts = Counter(chain.from_iterable(options.names(label)))
         if len(counts) < 2:
             raise UserError(
                 f"{source}: the training labels hold one class only "
@@ -193,11 +188,8 @@ class Task:
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
     ) -> dict[str, list]:
-        """Token ids of each row, its length before it was cut to `max_length`, and its target if it
-        has a label.
-        """
-        texts = [columns[name] for name in TEXTS if name in columns]
-        features = encode(texts, tokenizer, max_length)
+        """Token ids of each row, its length before it was cut, and its target if it has a label."""
+        features = encode([columns[t] for t in TEXTS if t in columns], tokenizer, max_length)
         if LABEL in columns:
             features["target"] = self.kind.targets(columns[LABEL], columns["line"], source)
         return features
@@ -284,8 +276,8 @@ class Task:
     def confusion(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:
-        """Counts [C, C], rows true, columns predicted; None where a row may have several labels or
-        a number, or where C is too large for it.
+        """Counts [C, C], rows true, columns predicted; None where C is too large for it, or where a
+        row may have several labels or a number.
         """
         if self.problem != SINGLE or self.num_labels > metrics.MOST_CONFUSED:
             return None

@@ -24,7 +24,7 @@ def cut(data, size, **options):
     """(train, validation) of a classifier's rows."""
     labels = [[]] * len(data)
     if "label" in data.column_names:
-        labels = classify.label_names(data, classify.Options(**options))
+        labels = classify.Options(**options).names(data["label"][:])
     return cut_validation(data, size, labels)
 
 
