@@ -215,7 +215,7 @@ def assemble(
     source = open_source(config.model, say)
     vocabulary = models.dims_of(source.config).vocab_size
     source = source.with_tokens(config.model.new_tokens, vocabulary, say)
-    rows = read_splits(module, config.data, config.seed, say)
+    rows = read_splits(module, config.data, config.task, say)
     task = module.Task.from_rows(config.task, rows["train"], source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
     drawn = draw(config, source.config, module, task, mesh, say)

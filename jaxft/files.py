@@ -39,14 +39,20 @@ class Appender:
         fs, where = locate(path)
         self._file: BinaryIO | None = None
         if isinstance(fs, LocalFileSystem):
-            self._file = open(where, "ab")  # noqa: SIM115
+            self._file = open(where, "ab", buffering=0)  # noqa: SIM115
         self._kept = bytearray(b"" if self._file else start)
         self._put_size, self._put_time = len(self._kept), time.monotonic()
 
     def write(self, data: bytes) -> None:
+        """Appends `data`, or nothing of it. Raises: OSError."""
         if self._file:
-            self._file.write(data)
-            self._file.flush()
+            whole, rest = os.fstat(self._file.fileno()).st_size, memoryview(data)
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:  # a full disk: half a record would hide those that come after it
+                self._file.truncate(whole)
+                raise
         else:
             self._kept += data
             if time.monotonic() - self._put_time > REMOTE_FLUSH_S:

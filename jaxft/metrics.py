@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 THRESHOLD = 0.5  # a multi-label class is predicted from this probability on
+MOST_NAMED = 100  # classes, up to which a drawn confusion matrix names each
+MOST_CONFUSED = 2000  # classes, up to which one is made: it has a count for every two of them
 
 Ints = NDArray[np.int64]
 

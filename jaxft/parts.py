@@ -20,6 +20,7 @@ from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
 from jaxft.depths import Depths
+from jaxft.errors import UserError
 from jaxft.experiment import Experiment
 from jaxft.history import History
 from jaxft.nn.weights import flops_per_token
@@ -50,14 +51,19 @@ class Parts:
     @cached_property
     def plan(self) -> Plan:
         data, train = self.config.data, self.config.train
+        split = self.splits["train"]
+        if 0 in split.counts:
+            assert isinstance(data.train, dict), "a source by itself is refused where it is read"
+            empty = list(data.train)[split.counts.index(0)]
+            raise UserError(f"{empty}: no row is left to learn from; take it out of data.train.")
         once = Plan(
-            self.splits["train"].lengths,
+            split.lengths,
             train.batch_size,
             data.max_length,
             self.config.seed,
             data.packing,
-            counts=self.splits["train"].counts,
-            weights=self.splits["train"].rows.weights,
+            counts=split.counts,
+            weights=split.rows.weights,
             width_unit=self.experiment.width_unit,
             row_unit=self.experiment.row_shards * train.gradient_accumulation_steps,
         )

@@ -34,6 +34,8 @@ SAMPLING = {
     "seed": "to draw with",
 }
 """Flags that replace the run's own keys of `task`."""
+DRAWING = {"top_k", "top_p", "seed"}
+"""Those of them that nothing reads at temperature 0."""
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +70,7 @@ def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experimen
     seed to draw with.
 
     Raises:
-        UserError: its task writes no answers, or a value is not allowed.
+        UserError: its task writes no answers, or a value is not allowed or not read.
     """
     keys = {key.name.removeprefix("task."): key for key in schema.keys(experiment.module.Options)}
     if words and not SAMPLING.keys() <= keys.keys():
@@ -83,7 +85,13 @@ def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experimen
         except ValueError as problem:
             raise UserError(f"--{name}={word}: {problem}") from None
     seed = read.pop("seed", Sampling().seed)
-    return replace(experiment, task=replace(experiment.task, **read)), seed
+    task = replace(experiment.task, **read)
+    if words and task.temperature == 0 and (unread := [f"--{name}" for name in DRAWING & {*words}]):
+        raise UserError(
+            f"{', '.join(sorted(unread))}: tokens are drawn above temperature 0 alone; at 0 the "
+            "likeliest is taken. Give --temperature=0.7, say, or leave that away."
+        )
+    return replace(experiment, task=task), seed
 
 
 def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str, Any]]:
@@ -109,7 +117,7 @@ def predict(trained: Trained, source: str, seed: int, say: Say) -> list[dict[str
     if filled.any():
         places = np.flatnonzero(filled)
         rows = Rows(source, asked.select(places), digest="")
-        said = experiment.task.respond(rows, Tools(experiment, trained.params, seed))
+        said = experiment.task.respond(rows, Tools(experiment, trained.params, seed, say=say))
         for place, answer in zip(places, said, strict=True):
             answers[place] = answer
     return _beside(echoed, answers, say)

@@ -46,7 +46,8 @@ class _Classes:
             listed = ", ".join(f"{name!r} (line {at})" for name, at in list(unseen.items())[:5])
             raise UserError(
                 f"{source}: {len(unseen)} label(s) that training has not seen: {listed}. "
-                f"Known are {', '.join(map(repr, self.labels[:20]))}."
+                f"Known are {', '.join(map(repr, self.labels[:20]))}. Correct these rows or take "
+                "them out, or train on rows of theirs too."
             )
         return [[number[name] for name in names] for names in rows]
 

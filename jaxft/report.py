@@ -8,6 +8,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.files import Appender, PathLike, dumps, join, locate, read_file, write_json
+from jaxft.metrics import MOST_NAMED
 
 EVENTS = ".jaxft"  # our TensorBoard files end so; other people's are left alone
 
@@ -43,6 +45,7 @@ class RunLog:
         self._lines: Appender | None = None
         self._events: Any = None  # tensorboard's RecordWriter
         self._wandb: Any = None
+        self._lost = False
         if not enabled:
             return
         keep = -1 if resume_step is None else resume_step
@@ -59,26 +62,32 @@ class RunLog:
         pretty = dumps(config, indent=2)
         self.text(max(keep, 0), "config", "\n".join("    " + line for line in pretty.splitlines()))
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether a picture would be seen by anybody."""
+        return bool(self._events or self._wandb)
+
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl, one event. values: flat name -> number of any kind."""
         if self._lines is None:
             return
         numbers = {name: _number(value) for name, value in values.items()}
         line = dumps({"step": int(step), "time": round(time.time(), 3)} | numbers)
-        self._lines.write(line.encode() + b"\n")
-        if self._events:
-            self._event(step, [{"tag": n, "simple_value": float(v)} for n, v in numbers.items()])
+        with self._forgiving():
+            self._lines.write(line.encode() + b"\n")
+        self._event(step, [{"tag": n, "simple_value": float(v)} for n, v in numbers.items()])
         if self._wandb:
             self._wandb.log(numbers, step=int(step))
 
     def image(self, step: int, tag: str, png_bytes: bytes) -> None:
         """A picture for TensorBoard and Weights & Biases."""
-        if self._events:
-            # width and height stand at the start of a PNG's first chunk
-            width, height = struct.unpack(">II", png_bytes[16:24])
-            image = {"width": width, "height": height, "colorspace": 4}
-            image["encoded_image_string"] = png_bytes
-            self._event(step, [{"tag": tag, "image": image}])
+        if not self.shows_images:
+            return
+        # width and height stand at the start of a PNG's first chunk
+        width, height = struct.unpack(">II", png_bytes[16:24])
+        image = {"width": width, "height": height, "colorspace": 4}
+        image["encoded_image_string"] = png_bytes
+        self._event(step, [{"tag": tag, "image": image}])
         if self._wandb:
             import wandb
             from PIL import Image
@@ -88,31 +97,38 @@ class RunLog:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         """A text for TensorBoard."""
-        if self._events:
-            tensor = {
-                "dtype": "DT_STRING",
-                "tensor_shape": {"dim": [{"size": 1}]},
-                "string_val": [markdown.encode()],
-            }
-            metadata = {"plugin_data": {"plugin_name": "text"}}
-            self._event(step, [{"tag": tag, "tensor": tensor, "metadata": metadata}])
+        tensor = {
+            "dtype": "DT_STRING",
+            "tensor_shape": {"dim": [{"size": 1}]},
+            "string_val": [markdown.encode()],
+        }
+        metadata = {"plugin_data": {"plugin_name": "text"}}
+        self._event(step, [{"tag": tag, "tensor": tensor, "metadata": metadata}])
 
     def flush(self) -> None:
         """Makes all that was logged readable by others."""
-        if self._lines:
-            self._lines.flush()
-        if self._events:
-            self._events.flush()
+        for each in filter(None, (self._lines, self._events)):
+            with self._forgiving():
+                each.flush()
 
     def close(self) -> None:
         """Flushes and closes; a second call does nothing."""
-        if self._lines:
-            self._lines.close()
-        if self._events:
-            self._events.close()
+        for each in filter(None, (self._lines, self._events)):
+            with self._forgiving():
+                each.close()
         if self._wandb:
             self._wandb.finish()
         self._lines = self._events = self._wandb = None
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """A record that cannot be written (a full disk, say) is lost, and training is not."""
+        try:
+            yield
+        except OSError as error:
+            if not self._lost:
+                _log.warning("WARNING: the log cannot be written, the run goes on. %s", error)
+            self._lost = True
 
     def __enter__(self) -> Self:
         return self
@@ -126,10 +142,13 @@ class RunLog:
         self.close()
 
     def _event(self, step: int, values: list[dict[str, Any]]) -> None:
+        if not self._events:
+            return
         from tensorboard.compat.proto.event_pb2 import Event
 
         event = Event(wall_time=time.time(), step=int(step), summary={"value": values})
-        self._events.write(event.SerializeToString())
+        with self._forgiving():
+            self._events.write(event.SerializeToString())
 
 
 def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
@@ -150,24 +169,30 @@ def read_metrics(workdir: PathLike) -> list[dict[str, Any]]:
 
 
 def confusion_png(matrix: Sequence[Sequence[int]] | np.ndarray, labels: Sequence[str]) -> bytes:
-    """A confusion matrix as a PNG, each row shaded by its shares. matrix: int[C, C], rows true."""
+    """A confusion matrix as a PNG, each row shaded by its shares. matrix: int[C, C], rows true.
+
+    Above `MOST_NAMED` classes the axes bear numbers and the picture has one size: names and places
+    for each would cost seconds and gigabytes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = np.asarray(matrix)
     size = len(labels)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32)
     cell = 0.62 if size <= 12 else 0.4 if size <= 30 else 0.2  # inches
+    side = size * cell if size <= MOST_NAMED else 8
     font = 9 if size <= 30 else 6
-    names = [label if len(label) <= 28 else label[:27] + "…" for label in labels]
-    figure = Figure(figsize=(size * cell + 3, size * cell + 2.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(side + 3, side + 2.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: its global state leaks figures and needs a backend
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), names, rotation=45 if size <= 12 else 90)
-    axes.set_yticks(range(size), names)
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set(fontsize=font, parse_math=False)  # a $ in a class name is a dollar
+    if size <= MOST_NAMED:
+        names = [label if len(label) <= 28 else label[:27] + "…" for label in labels]
+        axes.set_xticks(range(size), names, rotation=45 if size <= 12 else 90)
+        axes.set_yticks(range(size), names)
+        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            label.set(fontsize=font, parse_math=False)  # a $ in a class name is a dollar
     if size <= 12:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")

@@ -92,6 +92,8 @@ def contradictions(config: Config, needs_data: bool = True) -> Iterator[Clash]:
                 f"optim.lr_multipliers: {pattern!r} is no regular expression: {error}",
             )
     yield from _data_clashes(config.data, needs_data)
+    if hasattr(config.task, "clashes"):
+        yield from config.task.clashes(config.data)
 
 
 def _model_clashes(model: Model) -> Iterator[Clash]:

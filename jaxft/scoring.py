@@ -12,6 +12,7 @@ from jaxft.data.features import EVALUATION, Rows, Split, tokenise
 from jaxft.data.plan import Plan
 from jaxft.experiment import Experiment
 from jaxft.generate import Generator
+from jaxft.stderr import Say, silently
 
 WIDTHS = 3
 """How many widths unpacked evaluation uses at most; training sees each row more often."""
@@ -28,6 +29,7 @@ class Tools:
     seed: int = 0
     programs: dict = field(default_factory=dict)
     """What generation has compiled."""
+    say: Say = silently
 
     @property
     def tokenizer(self) -> Any:
@@ -41,7 +43,8 @@ class Tools:
     def outputs(self, rows: Rows) -> Outputs:
         """What `task.predict` gives per row."""
         experiment = self.experiment
-        split = tokenise(rows, experiment.task, self.tokenizer, experiment.config.data)
+        data = experiment.config.data
+        split = tokenise(rows, experiment.task, self.tokenizer, data, self.say)
         return Scorer(experiment, {"input": split})(self.params, "input")
 
     @property

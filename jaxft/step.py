@@ -86,6 +86,9 @@ def train_step(
         parts = deal(batch, micro_batches), jax.random.split(key, micro_batches)
         (loss, weight, grads), _ = lax.scan(accumulate, zeros, parts)
 
+    # A batch may hold none but rows of weight 0 (task.class_weights): it teaches nothing.
+    weight = jnp.where(weight == 0, 1.0, weight)
+
     def mean(grads: Tree) -> Tree:
         return jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
 

@@ -114,8 +114,7 @@ def log_scores(
     recorder.bar.say(f"step {step}: validation {_shown(scores)}")
     if (warning := task.warning(outputs, targets)) is not None:
         recorder.bar.say(f"WARNING: {warning}")
-    matrix = task.confusion(outputs, targets)
-    if matrix is not None and recorder.log.enabled:
+    if recorder.log.shows_images and (matrix := task.confusion(outputs, targets)) is not None:
         recorder.log.image(step, "validation/confusion", report.confusion_png(matrix, task.labels))
 
 

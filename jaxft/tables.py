@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.metrics import MOST_NAMED
 from jaxft.svg import short
 
 MOST_MISTAKES = 30
@@ -18,9 +19,30 @@ Row = Mapping[str, Any]
 
 
 def confusion_table(matrix: np.ndarray, labels: Sequence[str]) -> str:
-    """Rows true, columns predicted; shaded by the share of the row, off the diagonal in red."""
+    """Rows true, columns predicted, and the commonest mistakes; of too many classes those alone."""
     size = len(labels)
     totals = np.maximum(matrix.sum(axis=1), 1)
+    wrong = np.where(np.eye(size, dtype=bool), 0, matrix)
+    top = [divmod(int(k), size) for k in np.argsort(-wrong, axis=None, kind="stable")[:5]]
+    pairs = [
+        f"<li>{escape(labels[i])} taken for {escape(labels[j])}: {matrix[i, j]} of {totals[i]}</li>"
+        for i, j in top
+        if wrong[i, j]
+    ]
+    told = f"<h3>Most often</h3><ul>{''.join(pairs)}</ul>" if pairs else ""
+    if size > MOST_NAMED:
+        note = f"<p class='note'>{size} classes are too many for a table of each with each.</p>"
+        return f"<div>{told}{note}</div>"
+    drawn = _each_with_each(matrix, labels, totals)
+    note = (
+        "<p class='note'>A row is what was true, a column what was answered. Point at a cell.</p>"
+    )
+    return f'<div class="side"><div class="wide">{drawn}{note}</div><div>{told}</div></div>'
+
+
+def _each_with_each(matrix: np.ndarray, labels: Sequence[str], totals: np.ndarray) -> str:
+    """Shaded by the share of the row, off the diagonal in red."""
+    size = len(labels)
     head = "".join(f"<th><span>{escape(label)}</span></th>" for label in labels)
     rows = []
     for i, label in enumerate(labels):
@@ -37,19 +59,7 @@ def confusion_table(matrix: np.ndarray, labels: Sequence[str]) -> str:
             cells.append(f'<td style="background:{back}{ink}" title="{escape(title)}">{count}</td>')
         rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
     kind = "tiny" if size > 40 else "small" if size > 25 else ""
-    drawn = f"<table class='confusion {kind}'><tr><th></th>{head}</tr>{''.join(rows)}</table>"
-    wrong = np.where(np.eye(size, dtype=bool), 0, matrix)
-    top = [divmod(int(k), size) for k in np.argsort(-wrong, axis=None, kind="stable")[:5]]
-    pairs = [
-        f"<li>{escape(labels[i])} taken for {escape(labels[j])}: {matrix[i, j]} of {totals[i]}</li>"
-        for i, j in top
-        if wrong[i, j]
-    ]
-    told = f"<h3>Most often</h3><ul>{''.join(pairs)}</ul>" if pairs else ""
-    note = (
-        "<p class='note'>A row is what was true, a column what was answered. Point at a cell.</p>"
-    )
-    return f'<div class="side"><div class="wide">{drawn}{note}</div><div>{told}</div></div>'
+    return f"<table class='confusion {kind}'><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
 def per_class(matrix: np.ndarray, labels: Sequence[str]) -> str:

@@ -209,7 +209,10 @@ class Run(Parts):
         raise AssertionError("the plan ended before the schedule")
 
     def finish(self, state: TrainState, end: int) -> dict[str, Any]:
-        """Scores the best weights and writes result.json and report.html."""
+        """Scores the best weights and writes result.json and report.html.
+
+        Raises: UserError where there is no room for them.
+        """
         if end < self.schedule.total:
             waited = self.config.train.early_stopping_patience
             self.say(f"Early stopping: {self.metric} has not improved for {waited} evaluations")
@@ -224,9 +227,15 @@ class Run(Parts):
         self.history.wall_s += time.perf_counter() - self.began_s
         result = summary.result(self.experiment, self.history, end, best, found)
         if jax.process_index() == 0:
-            summary.write(
-                self.workdir, self.experiment, self.splits, result, found, self.inspection
-            )
+            try:
+                summary.write(
+                    self.workdir, self.experiment, self.splits, result, found, self.inspection
+                )
+            except OSError as error:
+                raise UserError(
+                    f"The result cannot be written to {self.workdir}: {error}. Make room; the "
+                    "same command goes on from the last checkpoint."
+                ) from error
         return result
 
     def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:

@@ -141,6 +141,11 @@ CONFIG = {
         {"task.class_weights": '{"god": 2}'},
         "task.class_weights names 'god'; the labels are 'bad', 'good'",
     ),
+    "a weight below 0": ({"task.class_weights": '{"good": -1}'}, "must be >= 0"),
+    "weights that are all 0": (
+        {"task.class_weights": '{"good": 0, "bad": 0}'},
+        "task.class_weights are all 0",
+    ),
     "a multiplier that matches nothing": (
         {"optim.lr_multipliers": '{"nothing.*": 2}'},
         '"nothing.*" matches',

@@ -17,7 +17,7 @@ import pytest
 import runs
 import talk
 
-from jaxft import train
+from jaxft import config, tasks, train
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Rows
 from jaxft.data.plan import Plan
@@ -29,6 +29,7 @@ from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree, flatten
 from jaxft.source import byte_tokenizer
 from jaxft.tasks.causal_lm import Task
+from jaxft.vocabulary import add_tokens
 
 pytestmark = pytest.mark.usefixtures("hurry")
 SUM_RTOL = 1e-6
@@ -316,6 +317,31 @@ def test_it_learns_eight_completions_by_heart_and_says_them(recipe):
     assert [tokenizer.decode(ids) for ids in said] == [" " + row["completion"] for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"task.turns": "last", "task.assistant_only_loss": False}, "leave one of them out"),
+        ({"task.top_p": 0.9}, "task.top_p would say how tokens are drawn"),
+        ({"task.top_k": 5, "task.top_p": 0.9}, "task.top_k and task.top_p would say how"),
+        ({"data.label_column": "stars"}, "data.label_column = 'stars' is of rows with labels"),
+        ({"data.text_pair_column": 1}, "data.text_pair_column = 1 is of rows with labels"),
+        ({"task.turns": "last", "task.temperature": 1.0, "task.top_p": 0.9}, ""),
+    ],
+)
+def test_pitfall_25_options_that_nothing_would_read_are_refused(keys, said):
+    raw: dict[str, Any] = {"model": {"pretrained": "m"}, "data": {"train": "t"}, "task": {}}
+    raw["task"]["name"] = "causal_lm"
+    for name, value in keys.items():
+        home, last = name.split(".")
+        raw[home][last] = value
+    if not said:
+        assert config.from_dict(raw, tasks.options).task.top_p == 0.9
+        return
+    with pytest.raises(UserError, match="1 problem in the config") as refused:
+        config.from_dict(raw, tasks.options)
+    assert said in str(refused.value)
+
+
 def test_exact_match_is_the_share_of_right_answers_among_the_first_rows():
     class Tools:
         tokenizer, positions = byte_tokenizer(), 60
@@ -352,6 +378,21 @@ def test_an_answer_ends_with_the_models_positions():
     rows = Rows("rows.jsonl", as_read(asked), "")
     said = [row["completion"] for row in Task(max_new_tokens=8).respond(rows, Tools())]
     assert said == ["a" * n for n in (8, 3, 1, 8)]
+
+
+def test_added_tokens_that_are_learnt_are_said():
+    class Tools:
+        tokenizer, positions, seed = byte_tokenizer(), 60, 0
+
+        def generate(self, prompts: list, stop: tuple, sampling: Sampling) -> list[list[int]]:
+            return [self.tokenizer(taught)["input_ids"] for _ in prompts]
+
+    taught = "<think>so</think> 2 <EUR>"
+    add_tokens(Tools.tokenizer, {"<think>": None, "</think>": None, "<EUR>": None}, 1000)
+    task = Task(exact_match="text", max_new_tokens=30)
+    rows = Rows("rows.jsonl", as_read([{"prompt": "Add: ", "completion": taught}]), "")
+    assert list(task.respond(rows, Tools())) == [{"completion": taught}]
+    assert task.generated(task.wanted(rows, Tools()), Tools()) == {"exact_match": 1.0}
 
 
 def test_pitfall_27_another_chat_template_makes_other_tokens(tmp_path):
@@ -406,12 +447,21 @@ def test_pitfall_3_and_4_a_few_of_them_are_dropped_and_counted(recipe, tmp_path,
     assert np.asarray(splits["train"].features["row"][:]).tolist() == [0, 1, 3, 4, 5, 6, 7, 8]
 
 
-def test_an_answer_may_be_cut_where_that_is_asked_for(recipe, tmp_path):
+def test_pitfall_4_an_answer_may_be_cut_where_that_is_asked_for(recipe, tmp_path):
     raw = with_bad_row(recipe, tmp_path, "answer cut by data.max_length")
-    splits = talk.begin({**raw, "task": {**raw["task"], "cut_answers": True}})[0].splits
+    said: list[str] = []
+    raw |= {"task": {**raw["task"], "cut_answers": True}}
+    splits = talk.begin(raw, say=said.append)[0].splits
     row = splits["train"].features[2]
     assert len(row["input_ids"]) == LIMIT < row["full_length"]
     assert sum(row["trained"]) == LIMIT - len("Mix:")
+    (line,) = (text for text in said if "lose their ends" in text)
+    lost = row["full_length"] - LIMIT
+    learnt = sum(map(sum, splits["train"].features["trained"])) + lost
+    assert line.endswith(
+        f"1 of 9 rows (11.1%) have more than data.max_length={LIMIT} tokens and lose their ends, "
+        f"with {lost} of {learnt} learnt tokens ({lost / learnt:.1%})."
+    )
 
 
 def test_pitfall_12_a_killed_run_of_full_rows_goes_on_bit_by_bit(recipe, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import runs
 
@@ -21,6 +22,8 @@ from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch, Tokens
 from jaxft.scoring import Scorer
 from jaxft.sharding import make_mesh
+from jaxft.step import TrainState, train_step
+from jaxft.store import OnDevice
 from jaxft.tasks.classify import Options, Task
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
@@ -125,6 +128,38 @@ def test_problem_and_labels_are_read_off_the_data(what):
     task = Task.from_data(Options(**options), cells)
     assert (task.problem, task.labels) == (problem, labels)
     assert Task(**tasks.from_json(json.loads(json.dumps(asdict(task))))) == task
+
+
+def test_a_batch_of_weightless_rows_changes_nothing_and_stops_nothing():
+    """One class may weigh 0, and a batch may hold it alone: 0 / 0 stopped the run."""
+    task = Task(SINGLE, LABELS, (0.0, 1.0, 1.0))
+    logits, mesh = jnp.ones((8, 3)), make_mesh({"data": 1}, jax.devices()[:1])
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    optimizer = optax.with_extra_args_support(optax.sgd(0.1))
+    params = {"logits": logits}
+    tokens = Tokens(*(np.zeros((4, 4), np.int32),) * 4)
+
+    def update(*classes: int) -> tuple[TrainState, dict[str, Any]]:
+        targets = jnp.asarray(np.resize(np.array(classes, np.int32), (4, 2)))
+        batch = Batch(tokens, targets, jnp.ones((4, 2)), jnp.arange(8).reshape(4, 2))
+        return train_step(
+            TrainState(jnp.int32(0), params, {}, optimizer.init(params)),
+            batch,
+            jnp.int32(0),
+            task=task,
+            merge=lambda params: Oracle(params["logits"]),
+            optimizer=optimizer,
+            gradients={"logits": place},
+            seed=0,
+            micro_batches=1,
+            store=OnDevice({}),
+        )
+
+    state, metrics = update(0)
+    assert (float(metrics["loss"]), bool(metrics["accepted"])) == (0.0, True)
+    assert np.array_equal(state.params["logits"], logits)
+    state, _ = update(0, 1)
+    assert not np.array_equal(state.params["logits"], logits)
 
 
 def test_balanced_class_weights_are_scikit_learns():
@@ -266,3 +301,14 @@ def test_it_overfits_eight_numbers_of_pairs_of_texts(tmp_path, tiny_bert_folder)
     )
     assert scores["pearson"] > 0.98
     assert scores["mse"] < 0.05
+
+
+def test_pitfall_17_classes_beyond_count_are_not_laid_out_each_with_each():
+    """30000 of them (prices, say) would be 7 GB at every evaluation."""
+
+    def counted(classes: int) -> Any:
+        task = Task(SINGLE, tuple(map(str, range(classes))), (1.0,) * classes)
+        return task.confusion({"logits_NC": np.eye(4, classes)}, [0, 1, 2, 3])
+
+    assert counted(40).trace() == 4
+    assert counted(3000) is None

@@ -215,6 +215,16 @@ def test_long_runs_and_many_classes_stay_small_and_keep_their_spikes(tmp_path):
     assert min(map(float, heights)) < 40 < 200 < max(map(float, heights))
 
 
+def test_pitfall_17_of_very_many_classes_the_commonest_mistakes_are_told(tmp_path):
+    size = 800
+    matrix = np.eye(size, dtype=int) * 30
+    matrix[3, 5] = 7
+    source, page = written(tmp_path, confusion=matrix, labels=[f"class {i}" for i in range(size)])
+    assert "class 3 taken for class 5: 7 of 37" in page.text
+    assert "800 classes are too many" in page.text
+    assert len(source) < 500_000
+
+
 def test_the_page_can_be_written_to_an_object_store():
     import fsspec
 

@@ -1,14 +1,22 @@
 """Several sources in one run: shares by weight, and named sets that show what is forgotten."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import runs
 import talk
 
 from jaxft import train
+from jaxft.data.features import Rows, read_splits
 from jaxft.data.plan import Plan
+from jaxft.errors import UserError
+from jaxft.sections import Data
+from jaxft.stderr import silently
+from jaxft.tasks import classify
 
 EPOCHS = 4
 COUNTS, WEIGHTS = (60, 23, 200), (0.6, 0.3, 0.1)
@@ -121,3 +129,53 @@ def test_a_weight_that_makes_no_mixture_is_refused(weights, words, sources, caps
     message = runs.refused(capsys, "train", talk.words(raw, workdir))
     assert words in message
     assert not workdir.exists()
+
+
+def test_a_source_all_of_whose_rows_are_dropped_is_refused_by_name(sources, capsys):
+    long = [{"prompt": "Mix: ", "completion": "word " * 200}]
+    lost = talk.lines(sources["root"] / "lost.jsonl", long)
+    raw = talk.recipe(sources["model"], sources["mine"])
+    raw["data"] |= {"train": repr({str(sources["mine"]): 0.5, str(lost): 0.5}), "max_dropped": 0.5}
+    message = runs.refused(capsys, "train", talk.words(raw, sources["root"] / "never"))
+    assert f"{lost}: no row is left" in message
+
+
+CELLS = {
+    "text.csv": ["1", "2"],
+    "whole.jsonl": [2, 1],
+    "real.jsonl": [2.0, 1.0],
+    "large.parquet": ["1", "2"],
+    "lists.jsonl": [["1"], []],
+    "numbered.jsonl": [[1, 2], [2]],
+}
+
+
+def mixed(folder: Path, *names: str) -> dict[str, Rows]:
+    """What `train` reads of a mixture of files of these names, with those labels."""
+    for name in names:
+        rows = [{"text": f"{name} {i}", "label": cell} for i, cell in enumerate(CELLS[name])]
+        if name.endswith(".parquet"):  # as polars writes it
+            long = pa.schema([("text", pa.large_string()), ("label", pa.large_string())])
+            pq.write_table(pa.Table.from_pylist(rows, long), folder / name)
+        elif name.endswith(".csv"):
+            runs.table(folder / name, [tuple(row.values()) for row in rows])
+        else:
+            talk.lines(folder / name, rows)
+    sources = {str(folder / name): 1.0 for name in names}
+    data = Data(train=sources, validation=next(iter(sources)))
+    return read_splits(classify, data, classify.Options(), silently)
+
+
+@pytest.mark.parametrize("other", ["whole.jsonl", "real.jsonl", "large.parquet"])
+def test_labels_may_be_text_in_one_source_and_numbers_in_another(other, tmp_path):
+    rows = mixed(tmp_path, "text.csv", other)["train"]
+    task = classify.Task.from_rows(classify.Options(), rows, ())
+    assert task.labels == ("1", "2")
+    assert rows.dataset["origin"][:] == [0, 0, 1, 1]
+
+
+def test_lists_of_labels_are_mixed_with_lists_alone(tmp_path):
+    rows = mixed(tmp_path, "lists.jsonl", "numbered.jsonl")["train"]
+    assert rows.dataset["label"][:] == [["1"], [], ["1", "2"], ["2"]]
+    with pytest.raises(UserError, match=r"lists in .*lists\.jsonl, but not in .*text\.csv"):
+        mixed(tmp_path, "text.csv", "lists.jsonl")

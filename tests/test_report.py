@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import resource
 import signal
 import struct
 import subprocess
@@ -113,6 +115,25 @@ def test_a_resumed_run_cuts_away_what_lies_beyond_its_step(tmp_path, memory, whe
     assert not fs.glob(f"{path}/.*aside")
 
 
+def test_pitfall_15_a_full_disk_costs_log_lines_and_not_the_run(tmp_path, caplog):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(tmp_path, {}, ["tensorboard"]) as log:
+        log.scalars(10, {"train/loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))  # half a line has room
+        try:
+            log.scalars(20, {"train/loss": 0.5})
+            log.image(20, "confusion", confusion_png([[1, 0], [0, 1]], ["a", "b"]))
+            log.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.scalars(30, {"train/loss": 0.25})
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert re.search("log cannot be written, the run goes on. .*File too large", said)
+    assert [row["step"] for row in lines_of(tmp_path)] == [10, 30]
+    assert steps_of(events_of(tmp_path), "train/loss") == [10, 30]
+
+
 def test_a_run_that_starts_anew_starts_its_logs_anew(tmp_path):
     (tmp_path / "events.out.tfevents.1.somebody-else").write_bytes(b"not ours")
     for loss in (1.0, 2.0):
@@ -182,6 +203,7 @@ def test_an_object_store_gets_the_log_at_flush_and_once_in_a_while(memory, monke
 
 def test_a_disabled_log_accepts_everything_and_writes_nothing(tmp_path):
     with RunLog(tmp_path / "run", {}, ["tensorboard", "wandb"], enabled=False) as log:
+        assert not log.shows_images
         log.scalars(1, {"x": 1.0})
         log.image(1, "picture", b"")
         log.text(1, "note", "hello")
@@ -273,6 +295,12 @@ def test_a_confusion_picture_has_room_for_every_class(size):
     assert max(width, height) < 3000
     if pyplot := sys.modules.get("matplotlib.pyplot"):  # another test's
         assert pyplot.get_fignums() == []
+
+
+def test_pitfall_17_a_confusion_picture_of_many_classes_is_no_larger_than_one_of_few():
+    """800 of them with a place for each took all the memory there was, at the first evaluation."""
+    png = confusion_png(np.eye(800, dtype=int), [f"class {index}" for index in range(800)])
+    assert max(struct.unpack(">II", png[16:24])) < 1500
 
 
 def test_progress_off_a_terminal_is_plain_and_seldom(capsys):

@@ -15,7 +15,7 @@ import pytest
 import runs
 from etils import epath
 
-from jaxft import flags, train
+from jaxft import flags, summary, train
 from jaxft.checkpoint import Checkpoints
 from jaxft.interrupts import Interrupts
 from jaxft.train import Run
@@ -290,6 +290,28 @@ def test_pitfall_15_a_disk_that_fills_during_a_save_keeps_the_checkpoint_before(
     assert "Traceback" not in err
     assert kept == [[4, 6]]
     assert runs.same(runs.arrays(tmp_path / "run", 12), runs.arrays(never_killed, 12))
+
+
+def test_pitfall_15_a_disk_without_room_for_the_result_is_told_and_the_run_can_be_ended(
+    unfinished, keys, capsys, monkeypatch
+):
+    write = summary.write
+
+    def on_a_full_disk(*parts: Any) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            write(*parts)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as full:
+        full.setattr(summary, "write", on_a_full_disk)
+        message = runs.refused(capsys, "train", runs.argv(keys, unfinished))
+    assert f"The result cannot be written to {unfinished}: " in message
+    assert "File too large. Make room" in message
+    assert not (unfinished / "result.json").exists()
+    assert runs.run(unfinished, keys)["step"] == 12
 
 
 def test_a_run_may_go_on_with_another_metric_for_its_best_checkpoint(killed, copy, keys):

@@ -305,12 +305,16 @@ def test_a_missing_validation_split_is_cut_from_training_the_same_way_each_time(
 ):
     cut = keys | {"data.validation": "none", "data.validation_size": 0.2}
     first = runs.run(tmp_path / "first", cut)
-    assert "No validation split given: 7 rows are cut from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "No validation split given: 7 rows are cut from" in said
+    assert "Flattening the indices" not in said
     assert runs.run(tmp_path / "second", cut)["validation"] == first["validation"]
     digests = [
         json.loads((tmp_path / name / "inputs.json").read_text()) for name in ("first", "second")
     ]
     assert digests[0] == digests[1]
+    _, splits, _ = runs.assembled(cut | {"seed": 1})
+    assert splits["validation"].rows.digest == digests[0]["validation"], "for every seed"
 
 
 def test_a_workdir_in_an_object_store(keys, tmp_path, monkeypatch, capsys):

@@ -72,6 +72,16 @@ def test_evaluate_prints_one_object_with_the_scores_of_the_test_split(call, fini
         assert result[name] == pytest.approx(value, abs=OTHER_ORDER)
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_pitfall_4_rows_that_are_cut_are_counted(verb, finished, tmp_path, capsys):
+    long = [(" ".join(["good"] * 20), "good"), ("very good", "good"), ("very bad", "bad")]
+    given = {"evaluate": "--data", "predict": "--input"}[verb]
+    path = runs.table(tmp_path / "long.csv", long)
+    runs.VERBS[verb].main([f"--workdir={finished.workdir}", f"{given}={path}"])
+    said = f"1 of 3 rows (33.3%) have more than data.max_length={runs.LENGTH} tokens and lose their"
+    assert f"{path}: {said} ends." in capsys.readouterr().err
+
+
 def test_evaluate_scores_any_step_of_any_file(call, finished):
     validation = {
         row["step"]: row for row in runs.metrics(finished.workdir) if "validation/loss" in row

@@ -207,6 +207,14 @@ def test_flags_say_how_answers_are_drawn(call, tmp_path):
     assert said("--temperature=5", "--top_k=1") == likeliest
 
 
+@pytest.mark.parametrize("flag", ["--top_p=0.5", "--top_k=4", "--seed=3"])
+def test_pitfall_25_flags_of_drawing_are_refused_where_nothing_is_drawn(refused, finished, flag):
+    asked = f"--input={finished.keys['data.train']}"
+    for words in ((asked, flag), (asked, flag, "--temperature=0")):
+        said = refused("predict", *words)
+        assert said.startswith(f"{flag.partition('=')[0]}: tokens are drawn above temperature 0")
+
+
 @pytest.mark.parametrize(
     "flag", ["--temperature=-1", "--top_p=0", "--top_k=1.5", "--max_new_tokens=0", "--seed=x"]
 )

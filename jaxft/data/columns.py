@@ -152,7 +152,9 @@ def _from_table(
         named = getattr(kind, "feature", kind)  # of a list's items, or itself
         if name != "label" and getattr(kind, "dtype", "") not in ("string", "large_string"):
             raise UserError(f"{path}: column {column!r} is text, found {kind}.")
-        if name == "label" and isinstance(named, ClassLabel):
+        if name != "label":
+            values[name] = values[name].cast(pa.string())
+        elif isinstance(named, ClassLabel):
             values[name] = pa.array(_named(table[column].to_pylist(), named.names))
     line = pa.array(range(1, table.num_rows + 1), pa.int64())
     return Dataset(pa.table({**values, "line": line}))

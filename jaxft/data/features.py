@@ -1,20 +1,27 @@
 """Files -> rows -> token ids and targets, with what was dropped and cut on the way."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import numpy as np
 
-from jaxft import __version__
 from jaxft.data.cache import cache_key, cached_map, content_hash
+from jaxft.data.labels import as_text
+from jaxft.data.sources import quiet
 from jaxft.data.splits import cut_validation, drop_empty
+from jaxft.data.templates import before_text
 from jaxft.errors import UserError
 from jaxft.sections import Data
 from jaxft.stderr import Say, silently
 
+MAKERS = ("data/*.py", "tasks/*.py", "problems.py")
+"""The files of the package that decide what tokens and targets are."""
 EVALUATION = "eval/"
 """What the names of further evaluation splits begin with."""
 
@@ -38,7 +45,8 @@ class Featuriser(Protocol):
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
     ) -> dict[str, list]:
-        """`input_ids`, `full_length`, and more columns; `row` (which of `columns` a row is made of)
+        """`input_ids`, `full_length`, and more columns; `trained` and `lost` (targets that were cut
+        off) where a row has many; `row` (which of `columns` a row is made of)
         where they are not one to one, `dropped` (a reason, or "") where some cannot be used.
         """
 
@@ -129,7 +137,8 @@ def _count_dropped(
     say(f"{counted}: dropped.")
 
 
-def read_splits(reader: Reader, data: Data, seed: int, say: Say) -> dict[str, Rows]:
+@quiet()
+def read_splits(reader: Reader, data: Data, options: Any, say: Say) -> dict[str, Rows]:
     """Training, validation and (where given) test rows; a missing validation split is cut from
     training.
     """
@@ -144,10 +153,12 @@ def read_splits(reader: Reader, data: Data, seed: int, say: Say) -> dict[str, Ro
         rows[f"{EVALUATION}{name}"] = read_rows(reader, source, data, say, split="test")
     if data.validation is None:
         whole = rows["train"]
-        parts = cut_validation(whole.dataset, data.validation_size, seed)
+        labelled = "label" in whole.dataset.column_names
+        labels = options.names(whole.dataset["label"][:]) if labelled else [[]] * len(whole.dataset)
+        parts = cut_validation(whole.dataset, data.validation_size, labels)
         say(f"No validation split given: {len(parts[1])} rows are cut from {whole.source}.")
         for name, part in zip(("train", "validation"), parts, strict=True):
-            key = cache_key(whole=whole.digest, part=name, size=data.validation_size, seed=seed)
+            key = cache_key(whole=whole.digest, part=name, size=data.validation_size)
             rows[name] = Rows(whole.source, part, key, whole.weights)
     return rows
 
@@ -157,13 +168,35 @@ def _mix(parts: Mapping[str, Rows], weights: tuple[float, ...]) -> Rows:
     if len(parts) == 1:
         return next(iter(parts.values()))
     datasets_ = [
-        part.dataset.add_column("origin", np.full(len(part.dataset), i))
-        for i, part in enumerate(parts.values())
+        one.add_column("origin", np.full(len(one), i))
+        for i, one in enumerate(_aligned({name: part.dataset for name, part in parts.items()}))
     ]
     digest = cache_key(parts=[part.digest for part in parts.values()])
     return Rows(" + ".join(parts), datasets.concatenate_datasets(datasets_), digest, weights)
 
 
+def _aligned(parts: Mapping[str, datasets.Dataset]) -> list[datasets.Dataset]:
+    """With labels of one type: a CSV file has them as text, where others may have numbers.
+
+    Raises: UserError where some are lists and others are not.
+    """
+    if len({str(part.features.get("label")) for part in parts.values()}) == 1:
+        return list(parts.values())
+    cells = {name: [as_text(cell) for cell in part["label"]] for name, part in parts.items()}
+    lists = [name for name in parts if any(isinstance(cell, list) for cell in cells[name])]
+    others = [name for name in parts if any(isinstance(cell, str) for cell in cells[name])]
+    if lists and others:
+        raise UserError(
+            f"Labels are lists in {', '.join(lists)}, but not in {', '.join(others)}: the sources "
+            "that data.train mixes have labels of one kind."
+        )
+    return [
+        part.remove_columns("label").add_column("label", cells[name])
+        for name, part in parts.items()
+    ]
+
+
+@quiet()
 def tokenise(
     rows: Rows,
     task: Featuriser,
@@ -177,7 +210,7 @@ def tokenise(
         UserError: what the task refuses, or more than `data.max_dropped` of the rows it cannot use.
     """
     key = rows.digest and cache_key(
-        version=__version__,
+        code=_code(),
         rows=rows.digest,
         tokenizer=tokenizer_content(tokenizer),
         task=repr(task),
@@ -193,8 +226,18 @@ def tokenise(
     made = cached_map(numbered, features, key or None, data.cache_dir)
     if "dropped" in made.column_names:
         made = _usable(made, rows, data.max_dropped, say)
+    _say_cut(made, rows.source, data.max_length, say)
+    _say_bare(made, rows.source, tokenizer, say)
     lengths = np.asarray([len(ids) for ids in made["input_ids"]], np.int64)
     return Split(rows, made, lengths)
+
+
+@cache
+def _code() -> str:
+    """Of the code that makes tokens and targets, none of which outlive a change of it."""
+    package = Path(__file__).parent.parent
+    files = sorted(path for name in MAKERS for path in package.glob(name))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _usable(made: datasets.Dataset, rows: Rows, allowed: float, say: Say) -> datasets.Dataset:
@@ -208,6 +251,36 @@ def _usable(made: datasets.Dataset, rows: Rows, allowed: float, say: Say) -> dat
     if not (reasons == "").any():
         raise UserError(f"{rows.source}: no row is left to learn from.")
     return made.select(np.flatnonzero(reasons == "")) if reasons.any() else made
+
+
+def _say_cut(made: datasets.Dataset, source: str, max_length: int, say: Say) -> None:
+    """How many rows lose their ends, and of their targets what share."""
+    cut = np.count_nonzero(np.asarray(made["full_length"]) > max_length)
+    if not cut:
+        return
+    said = (
+        f"{source}: {cut} of {len(made)} rows ({cut / len(made):.1%}) have more than "
+        f"data.max_length={max_length} tokens and lose their ends"
+    )
+    if "lost" in made.column_names and (lost := sum(made["lost"])):
+        whole = lost + sum(sum(row) for row in made["trained"])
+        said += f", with {lost} of {whole} learnt tokens ({lost / whole:.1%})"
+    say(f"{said}.")
+
+
+def _say_bare(made: datasets.Dataset, source: str, tokenizer: Any, say: Say) -> None:
+    """How many rows lack what the tokenizer puts before a text: a chat template may forget it."""
+    if not (before := before_text(tokenizer)):
+        return
+    _, starts = np.unique(made["row"][:], return_index=True)  # a document is torn into several
+    bare = sum(ids[: len(before)] != before for ids in made.select(starts)["input_ids"])
+    if bare:
+        say(
+            f"{source}: {bare} of {len(starts)} rows begin without "
+            f"{tokenizer.decode(before)}, which the tokenizer puts before a text and the chat "
+            "template does not. A model that was trained with it is better with a template that "
+            "has it, as those that task.chat_template names do."
+        )
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:

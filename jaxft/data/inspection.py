@@ -19,6 +19,7 @@ from jaxft.data.duplicates import normalised, overlap, signatures
 
 BARS = "▁▂▃▄▅▆▇█"
 MOST_CLASSES = 12  # shown; the report holds all
+MANY_NUMBERS = 30  # whole numbers beyond so many are rather amounts than the names of classes
 
 
 class Split(NamedTuple):
@@ -248,9 +249,15 @@ def _about_labels(name: str, labels: Mapping[str, Any] | None) -> list[str]:
     if not labels or labels["kind"] == "regression":
         return []
     said = []
+    classes = len(labels["counts"])
+    if classes > MANY_NUMBERS and all(name.lstrip("-").isdecimal() for name in labels["counts"]):
+        said.append(
+            f"{classes} classes, all of them whole numbers, are learnt as names without an order. "
+            "If they are amounts or marks: --config.task.problem_type=regression."
+        )
     if few := [f"{label} ({n})" for label, n in labels["counts"].items() if n < 10]:
         said.append(
-            f"{len(few)} of {len(labels['counts'])} classes have fewer than 10 {name} rows and "
+            f"{len(few)} of {classes} classes have fewer than 10 {name} rows and "
             f"will hardly be learned: {', '.join(few[-5:])}{', ...' if len(few) > 5 else ''}."
         )
     if labels["share"] > 0.8:

@@ -12,7 +12,9 @@ Problem = Literal["single_label_classification", "multi_label_classification", "
 
 
 def names(cell: Any, problem: str, separator: str | None) -> list[str]:
-    """The label names in one cell; none for an empty one."""
+    """The label names in one cell; none for an empty one, or for a number to be learnt."""
+    if problem == "regression":
+        return []
     if problem == "multi_label_classification":
         if isinstance(cell, str):
             cell = cell.split(separator) if separator else [cell]
@@ -29,6 +31,13 @@ def _name(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
+
+
+def as_text(cell: Any) -> Any:
+    """A cell with its numbers written as names; an empty one and a list stay what they are."""
+    if cell is None:
+        return None
+    return [_name(each) for each in cell] if isinstance(cell, list) else _name(cell)
 
 
 def guess(label: Sequence[Any], separator: str | None) -> Problem:
@@ -61,7 +70,7 @@ def class_weights(
     scikit-learn.
 
     Raises:
-        UserError: a factor for a label that the data do not have.
+        UserError: a factor for a label that the data do not have, or none above 0.
     """
     if given is None:
         return (1.0,) * len(labels)
@@ -74,7 +83,10 @@ def class_weights(
             f"task.class_weights names {', '.join(map(repr, strange))}; the labels are "
             f"{', '.join(map(repr, labels))}."
         )
-    return tuple(float(given.get(name, 1.0)) for name in labels)
+    factors = tuple(float(given.get(name, 1.0)) for name in labels)
+    if not any(factors):
+        raise UserError("task.class_weights are all 0: nothing would be learnt.")
+    return factors
 
 
 def number(cell: Any, where: str) -> float:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from jaxft.data.chat import Rendered, prompt
 from jaxft.data.previews import LEARNT
-from jaxft.data.templates import end_of_turn, ends
+from jaxft.data.templates import before_text, end_of_turn, ends
 from jaxft.errors import UserError
 
 UNSUPERVISED = "no supervised token"
@@ -33,6 +33,7 @@ def encode(
     input_ids, trained: per row a list of ids and one of 0 and 1 (a target of the loss). The first
         token of a row is no target: nothing stands before it.
     full_length: tokens before the row was cut. A document is not cut but torn, and loses none.
+    lost: how many targets were cut off.
     dropped: "", or why the row must not be trained: nothing in it is, or (unless `cut`, which
         keeps the answer's beginning) `max_length` cuts off something that is trained.
     row: which of `rendered` it is from.
@@ -42,7 +43,7 @@ def encode(
         does not know as one.
     """
     out: dict[str, list] = {
-        name: [] for name in ("input_ids", "trained", "full_length", "dropped", "row")
+        name: [] for name in ("input_ids", "trained", "full_length", "lost", "dropped", "row")
     }
     final, known = ends(tokenizer), set(tokenizer.added_tokens_encoder.values())
     for row, (one, ids, offsets) in enumerate(_tokens(rendered, tokenizer)):
@@ -59,10 +60,11 @@ def encode(
         for start, stop in _windows(len(ids), max_length) if one.document else [(0, max_length)]:
             kept = trained[start:stop].copy()
             kept[:1] = 0
-            lost = not one.document and bool(trained[stop:].any())
+            lost = 0 if one.document else int(trained[stop:].sum())
             out["input_ids"].append(ids[start:stop])
             out["trained"].append(kept.astype(int).tolist())
             out["full_length"].append(len(kept) if one.document else len(ids))
+            out["lost"].append(lost)
             reason = CUT if lost and not cut else "" if kept.any() else UNSUPERVISED
             out["dropped"].append(reason)
             out["row"].append(row)
@@ -120,7 +122,7 @@ def _tokens(
         )
     if not rendered:
         return []
-    added = _added(tokenizer)
+    added = before_text(tokenizer)
     bos = tokenizer.special_tokens_map.get("bos_token")
     encoded = tokenizer(
         [one.text for one in rendered],
@@ -143,13 +145,6 @@ def _tokens(
         places = np.asarray([(-1, 0)] * len(before) + list(offsets), np.int64).reshape(-1, 2)
         found.append((one, ids, places))
     return found
-
-
-def _added(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text by itself; what it puts after one is not wanted."""
-    one = tokenizer("a", return_special_tokens_mask=True)
-    mask = one["special_tokens_mask"]
-    return one["input_ids"][: mask.index(0)]
 
 
 def _inside(text: str, offsets: np.ndarray, start: int, stop: int) -> np.ndarray:

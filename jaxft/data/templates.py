@@ -52,11 +52,16 @@ def with_template(tokenizer: Any, name: str | None) -> Any:
             f"task.chat_template={name!r} needs the tokens {' '.join(lacking)}, which the model's "
             "tokenizer does not have; model.new_tokens adds them. 'plain' works with any tokenizer."
         )
-    bos = tokenizer.special_tokens_map.get("bos_token")
-    by_itself = bos is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    by_itself = tokenizer.bos_token_id in before_text(tokenizer)
     changed = copy.copy(tokenizer)
     changed.chat_template = ("{{ bos_token }}" if by_itself else "") + TEMPLATES[name]
     return changed
+
+
+def before_text(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text by itself: BOS or [CLS], if anything."""
+    one = tokenizer("a", return_special_tokens_mask=True)
+    return one["input_ids"][: one["special_tokens_mask"].index(0)]
 
 
 def ends(tokenizer: Any) -> tuple[str, ...]:

@@ -146,7 +146,8 @@ def sketch(config: Config, devices: Sequence[Any], say: Say, examples: int | Non
         return replace(made, experiment=replace(experiment, config=config))
     if data is not None and examples is None:
         module = tasks.named(config.task.name)
-        examples = len(read_splits(module, data, config.seed, _quiet)["train"].dataset)
+        rows = read_splits(module, data, config.task, _quiet)
+        examples = len(rows["train"].dataset)
     with tempfile.TemporaryDirectory() as folder:
         file = FilePath(folder) / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in STAND_IN))

@@ -1,6 +1,7 @@
 """Tasks, found by name: one file each.
 
-A task's module has `Options` (its config keys), `OUTPUT` (the model head it needs) and `Task`;
+A task's module has `Options` (its config keys, and perhaps `clashes`, which says what of them
+contradicts another or goes unread), `OUTPUT` (the model head it needs) and `Task`;
 `classify.py` is the one to read.
 """
 

@@ -79,6 +79,29 @@ class Options:
         metadata={"help": "predict: draw among the likeliest that hold p", "must": "> 0 and <= 1"},
     )
 
+    def clashes(self, data: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The keys that nothing would read beside others, and what to change."""
+        if self.turns == "last" and not self.assistant_only_loss:
+            yield (
+                ("task.turns", "task.assistant_only_loss"),
+                "task.turns = 'last' chooses among the answers of a chat, of which "
+                "task.assistant_only_loss = False learns every word; leave one of them out",
+            )
+        drawing = {"task.top_k": self.top_k, "task.top_p": self.top_p < 1}
+        if self.temperature == 0 and (unread := [name for name, given in drawing.items() if given]):
+            yield (
+                ("task.temperature", *unread),
+                f"{' and '.join(unread)} would say how tokens are drawn, and task.temperature = 0 "
+                "takes the likeliest; set it above 0, or leave that out",
+            )
+        for name, default in ("label_column", "label"), ("text_pair_column", None):
+            if (given := getattr(data, name)) != default:
+                yield (
+                    (f"data.{name}", "task.name"),
+                    f"data.{name} = {given!r} is of rows with labels, which causal_lm does not "
+                    "read; leave it out",
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Options):
@@ -270,8 +293,8 @@ class Task(Options):
     def _answers(
         self, prompts: Sequence[Sequence[int]], tools: Any, sampling: Sampling
     ) -> Iterator[str]:
-        """Up to the token that ends each, or the model's last position."""
+        """Up to the token that ends each, or the model's last position; those of new_tokens too."""
         stop = supervision.stop_ids(tools.tokenizer)
         for prompt, ids in zip(prompts, tools.generate(prompts, stop, sampling), strict=True):
             fits = ids[: tools.positions - len(prompt)]
-            yield tools.tokenizer.decode(fits, skip_special_tokens=True)
+            yield tools.tokenizer.decode(fits)

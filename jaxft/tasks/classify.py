@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from jaxft import metrics
 from jaxft.data import labels as cells
 from jaxft.data import sources
 from jaxft.data.batches import Layout
+from jaxft.data.encoding import encode
 from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
 from jaxft.errors import UserError
@@ -59,12 +61,24 @@ class Options:
         default=None, metadata={"help": "splits a cell that holds several labels (multi-label)"}
     )
     class_weights: Literal["balanced"] | dict[str, float] | None = field(
-        default=None, metadata={"help": "'balanced', or a factor per label name"}
+        default=None,
+        metadata={"help": "'balanced', or a factor per label name", "must": ">= 0"},
     )
     label_smoothing: float = field(
         default=0.0,
         metadata={"help": "share of the target spread over all labels", "must": ">= 0 and < 1"},
     )
+
+    def problem(self, label: Sequence[Any]) -> Problem:
+        """What a label column holds."""
+        if self.problem_type == "auto":
+            return cells.guess(label, self.label_separator)
+        return self.problem_type
+
+    def names(self, label: Sequence[Any]) -> list[list[str]]:
+        """The label names of each row; none of numbers."""
+        problem = self.problem(label)
+        return [cells.names(cell, problem, self.label_separator) for cell in label]
 
 
 @dataclass(frozen=True)
@@ -107,9 +121,7 @@ class Task:
             UserError: one class only, values that are no numbers, weights for labels that are not
             there.
         """
-        problem = options.problem_type
-        if problem == "auto":
-            problem = cells.guess(label, options.label_separator)
+        problem = options.problem(label)
         for key, problems in READ_BY.items():
             value = getattr(options, key)
             if value and problem not in problems:
@@ -119,9 +131,7 @@ class Task:
                 )
         if problem == "regression":
             return cls(problem, ("score",), (1.0,))
-        counts = Counter(
-            name for cell in label for name in cells.names(cell, problem, options.label_separator)
-        )
+        counts = Counter(chain.from_iterable(options.names(label)))
         if len(counts) < 2:
             raise UserError(
                 f"{source}: the training labels hold one class only "
@@ -178,17 +188,8 @@ class Task:
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
     ) -> dict[str, list]:
-        """Token ids of each row, its length before it was cut to `max_length`, and its target if it
-        has a label.
-        """
-        texts = [columns[name] for name in TEXTS if name in columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        kept = ("input_ids", "token_type_ids")
-        features = {name: encoded[name] for name in kept if name in encoded}
-        features["full_length"] = [
-            len(row.ids) + sum(part.special_tokens_mask.count(0) for part in row.overflowing)
-            for row in encoded.encodings
-        ]
+        """Token ids of each row, its length before it was cut, and its target if it has a label."""
+        features = encode([columns[t] for t in TEXTS if t in columns], tokenizer, max_length)
         if LABEL in columns:
             features["target"] = self.kind.targets(columns[LABEL], columns["line"], source)
         return features
@@ -275,10 +276,10 @@ class Task:
     def confusion(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:
-        """Counts [C, C], rows true, columns predicted; None where a row may have several labels or
-        a number.
+        """Counts [C, C], rows true, columns predicted; None where C is too large for it, or where a
+        row may have several labels or a number.
         """
-        if self.problem != SINGLE:
+        if self.problem != SINGLE or self.num_labels > metrics.MOST_CONFUSED:
             return None
         answers = self.kind.answers(outputs["logits_NC"])
         return metrics.confusion_matrix(answers, targets, self.labels)

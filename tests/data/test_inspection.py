@@ -219,6 +219,7 @@ def test_sound_settings_get_no_advice():
             r"1 of 3 classes .* 10 train rows.*c \(6\)",
         ),
         ({"labels": ["a"] * 850 + ["b"] * 150}, {}, "85% of the train rows are 'a'"),
+        ({"labels": [str(i % 31) for i in range(1000)]}, {}, "31 classes, all .*=regression"),
         ({"tokens": [20] * 980 + [200] * 20}, {}, r"2.0% .* data.max_length=128 .* longest 200"),
     ],
 )

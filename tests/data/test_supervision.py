@@ -6,14 +6,18 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from transformers import AutoTokenizer
 from vocabularies import byte_level, metaspace, word_piece
 
 from jaxft.data.chat import Rendered, render
 from jaxft.data.examples import read_examples
+from jaxft.data.features import Rows, tokenise
 from jaxft.data.supervision import encode, preview, prompt_ids, stop_ids
 from jaxft.data.templates import with_template
 from jaxft.errors import UserError
+from jaxft.sections import Data
+from jaxft.tasks.causal_lm import Task
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.exists(), reason="the real data of ../shared/data is absent")
@@ -165,6 +169,26 @@ def test_pitfall_7_one_bos_however_the_text_comes():
         assert ids[: len(asked)] == asked
 
 
+@pytest.mark.parametrize("template", ["without", "plain"])
+def test_pitfall_7_chats_without_the_bos_that_the_tokenizer_puts_are_counted(template, tmp_path):
+    tokenizer, said = byte_level(bos_token="<s>", add_bos=True), []
+    without = "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    tokenizer.chat_template = without
+    if template == "plain":
+        tokenizer = with_template(tokenizer, "plain")
+    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "Yes"}]
+    examples = [{"messages": turns}, {"text": "long " * 9}, {"prompt": "A", "completion": "B"}]
+    dataset = Dataset.from_dict(
+        {"example": [json.dumps(one) for one in examples], "line": [1, 2, 3]}
+    )
+    data = Data(max_length=40, cache_dir=str(tmp_path))
+    tokenise(Rows("chats.jsonl", dataset, "digest"), Task(), tokenizer, data, said.append)
+    bare = ["chats.jsonl: 1 of 3 rows begin without <s>, which the tokenizer puts before a text"]
+    assert [line.partition(" and the chat")[0] for line in said] == (
+        bare if template == "without" else []
+    )
+
+
 def test_pitfall_7_two_bos_are_refused():
     tokenizer = metaspace("▁A")
     with pytest.raises(UserError, match=r"Two BOS tokens <s> begin '<s><s>A"):
@@ -236,7 +260,7 @@ def test_documents_are_torn_and_lose_no_token(letters, max_length):
 
 def test_nothing_in_gives_nothing_out():
     found = encode([], byte_level(), 9, cut=False)
-    assert list(found) == ["input_ids", "trained", "full_length", "dropped", "row"]
+    assert list(found) == ["input_ids", "trained", "full_length", "lost", "dropped", "row"]
     assert not any(found.values())
     assert prompt_ids([], byte_level(), None, []) == []
 
