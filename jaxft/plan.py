@@ -6,7 +6,7 @@ import sys
 import jax
 
 from jaxft import config as configs
-from jaxft import flags, tasks
+from jaxft import flags, tasks, xla_flags
 from jaxft.config import Config
 from jaxft.planning import places, rendering
 from jaxft.planning.advice import OBJECTIVES
@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
     if given["topology"]:
         # The devices planned for are not here, and those here are not to be taken from others.
         jax.config.update("jax_platforms", "cpu")
+    else:
+        xla_flags.choose()  # as the run will
     place = places.find(given["topology"], compiling=not given["no_compile"])
     asked = ("rows", "price", "budget", "variants", "objective", "mfu")
     questions = Questions(**{name: given[name] for name in asked})

@@ -2,11 +2,6 @@
 `Run.loop`.
 """
 
-from jaxft.host import keep_freed_memory
-
-if __name__ == "__main__":
-    keep_freed_memory()  # before the imports: some of them start threads
-
 import time
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -1,5 +1,5 @@
-"""XLA's flags for GPU and TPU that overlap communication with computation; docs/xla_flags.md says
-why each is here and which are not.
+"""XLA's flags: for GPU and TPU those that overlap communication with computation, for CPU one that
+saves memory; docs/xla_flags.md says why each is here and which are not.
 """
 
 import os
@@ -27,6 +27,8 @@ TPU_SLICES = {
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
 """For several slices, which meet over the data centre's network."""
+CPU = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""The default runs operations side by side, and holds what all of them need."""
 TPU_DEVICES = (Path("/dev/accel0"), Path("/dev/vfio/0"))
 GPU_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin")
 
@@ -42,17 +44,18 @@ def for_gpu() -> bool:
 
 
 def choose() -> list[str]:
-    """Sets the flags of GPUs where JAX was installed for them, and of a TPU that is here, and says
-    which; call it before JAX starts. A flag that the environment has already keeps its value.
+    """Sets the flags of GPUs where JAX was installed for them, of a TPU that is here, or else of
+    the CPU, and says which; call it before JAX starts. A flag that the environment has already
+    keeps its value.
     """
-    said = []
+    said: list[str] = []
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if for_gpu() and platforms in ("", "cuda", "gpu", "rocm"):
         said += _add("XLA_FLAGS", GPU)
     if on_tpu() and platforms in ("", "tpu", "tpu,cpu"):
         slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
         said += _add("LIBTPU_INIT_ARGS", TPU | (TPU_SLICES if slices > 1 else {}))
-    return said
+    return said or _add("XLA_FLAGS", CPU)
 
 
 def _add(variable: str, flags: Mapping[str, str]) -> list[str]:

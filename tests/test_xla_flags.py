@@ -1,15 +1,13 @@
 """XLA's flags: set for the hardware that is there, never against the user, and known to XLA."""
 
-import ctypes
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from conftest import REPOSITORY
 
-from jaxft import host, xla_flags
+from jaxft import xla_flags
 from jaxft.planning.places import ENVIRONMENT
 
 HERE = {"gpu": "jax_cuda13_plugin", "tpu": "libtpu", "cpu": "", "cpu with libtpu": "libtpu"}
@@ -34,21 +32,30 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cpu with libtpu"])
-def test_a_cpu_machine_gets_none(kind, machine):
+def test_a_cpu_machine_gets_the_cpus(kind, machine):
     machine(kind)
-    assert xla_flags.choose() == []
-    assert not {"XLA_FLAGS", "LIBTPU_INIT_ARGS"} & os.environ.keys()
+    xla_flags.choose()
+    assert os.environ["XLA_FLAGS"] == " ".join(
+        f"--{name}={xla_flags.CPU[name]}" for name in xla_flags.CPU
+    )
+    assert "LIBTPU_INIT_ARGS" not in os.environ
 
 
-def test_a_gpu_machine_told_to_use_its_cpu_gets_none(machine, monkeypatch):
+def test_a_gpu_machine_told_to_use_its_cpu_gets_the_cpus(machine, monkeypatch):
     machine("gpu")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert xla_flags.choose() == []
+    xla_flags.choose()
+    assert "xla_gpu" not in os.environ["XLA_FLAGS"]
+    assert "xla_cpu" in os.environ["XLA_FLAGS"]
 
 
 @pytest.mark.parametrize(
     ("kind", "variable", "flags"),
-    [("gpu", "XLA_FLAGS", xla_flags.GPU), ("tpu", "LIBTPU_INIT_ARGS", xla_flags.TPU)],
+    [
+        ("cpu", "XLA_FLAGS", xla_flags.CPU),
+        ("gpu", "XLA_FLAGS", xla_flags.GPU),
+        ("tpu", "LIBTPU_INIT_ARGS", xla_flags.TPU),
+    ],
 )
 def test_flags_are_set_and_said_and_the_users_own_win(kind, variable, flags, machine, monkeypatch):
     machine(kind)
@@ -68,20 +75,10 @@ def test_several_slices_get_more(machine, monkeypatch):
     assert all(name in said for name in xla_flags.TPU | xla_flags.TPU_SLICES)
 
 
-@pytest.mark.parametrize("kind", HERE)
-def test_freed_memory_is_kept_where_the_cpu_computes(kind, machine, monkeypatch):
-    machine(kind)
-    told = []
-    glibc = SimpleNamespace(mallopt=lambda *setting: told.append(setting))
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: glibc)
-    monkeypatch.setattr(sys, "platform", "linux")
-    host.keep_freed_memory()
-    assert bool(told) == kind.startswith("cpu")
-
-
 def test_docs_explain_each():
     text = (REPOSITORY / "docs" / "xla_flags.md").read_text()
-    assert all(f"`{name}" in text for name in xla_flags.GPU | xla_flags.TPU | xla_flags.TPU_SLICES)
+    flags = xla_flags.CPU | xla_flags.GPU | xla_flags.TPU | xla_flags.TPU_SLICES
+    assert all(f"`{name}" in text for name in flags)
 
 
 def ended(program: str, **environment: str) -> subprocess.CompletedProcess:
@@ -94,8 +91,8 @@ def ended(program: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_this_jaxlib_knows_the_gpu_flags():
-    words = [f"--{name}={value}" for name, value in xla_flags.GPU.items()]
+def test_this_jaxlib_knows_the_cpus_and_gpus_flags():
+    words = [f"--{name}={value}" for name, value in (xla_flags.CPU | xla_flags.GPU).items()]
     program = "import jax; jax.devices()"
     done = ended(program, XLA_FLAGS=" ".join(words))
     assert done.returncode == 0, done.stderr
