@@ -10,10 +10,11 @@ size, epochs, decay, clipping and dropout in float32. Each run is a fresh proces
 
 classify: HF runs as it comes (random batches, padded to their longest row) and with its length
 grouping; `python -m jaxft.train` with its own defaults: the texts of an update share rows.
-causal_lm: a Llama of 30 M random weights on Alpaca, prompts read and answers learnt. Unpacked, a
-row an example: HF as above, jaxft with `data.packing=none`. Packed, rows of --max-length: HF is
-given the very rows that jaxft packs, with positions that restart, of which transformers makes a
-block-diagonal mask; jaxft packs with `data.packing=rows`. TRL runs too where it is installed.
+causal_lm: a Llama of 30 M random weights on Alpaca, prompts read and answers learnt. HF as above;
+jaxft with its own defaults, and with a row an example (`data.packing=none`). Packed, rows of
+--max-length: HF is given the very rows that jaxft packs, with positions that restart, of which
+transformers makes a block-diagonal mask; jaxft packs with `data.packing=rows`. TRL runs too where
+it is installed.
 
 - examples/s: from the first batch to the last update, compilation inside, evaluation outside.
 - steady: without the first update, and for jaxft without those beside a save or evaluation.
@@ -36,6 +37,7 @@ from typing import Any
 from measured import ROOT, SHARED_DATA, Comparison, Run, hf_command, jaxft_command, run, table
 
 OURS, RANDOM, GROUPED = "jaxft", "HF Trainer", "HF Trainer, length grouping"
+APART = "jaxft, a row an example"
 PACKED, HF_PACKED, TRL, TRL_PACKED = "jaxft packed", "HF packed", "TRL", "TRL packed"
 REGULARISED = {"warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
 MEASURES = {
@@ -124,9 +126,9 @@ def causal_lm(given: argparse.Namespace, folder: str) -> Comparison:
     subprocess.run(writer, cwd=ROOT, check=True, capture_output=True)
     given.folder = f"{folder}/model"
     given.train, given.validation = f"{folder}/train.jsonl", f"{folder}/validation.jsonl"
-    kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft none"}
-    kinds |= {HF_PACKED: "packed", PACKED: "jaxft rows"}
-    pairs = [(OURS, RANDOM), (OURS, GROUPED), (PACKED, HF_PACKED)]
+    kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
+    kinds |= {APART: "jaxft none", HF_PACKED: "packed", PACKED: "jaxft rows"}
+    pairs = [(OURS, RANDOM), (OURS, GROUPED), (APART, RANDOM), (PACKED, HF_PACKED)]
     if find_spec("trl"):
         kinds |= {TRL: "trl", TRL_PACKED: "trl packed"}
         pairs += [(OURS, TRL), (PACKED, TRL_PACKED)]

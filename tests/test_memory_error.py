@@ -65,7 +65,7 @@ def test_causes_are_what_one_device_holds(keys):
     twice = {"train.batch_size": 2 * runs.BATCH}
     halves = {**twice, "train.gradient_accumulation_steps": 2}
     kept = "activations kept for the backward pass"
-    assert memory_by_cause(parts(keys, **twice))[kept] > 1.3 * whole[kept]
+    assert memory_by_cause(parts(keys, **twice))[kept] > 1.25 * whole[kept]
     assert memory_by_cause(parts(keys, **halves))[kept] == pytest.approx(whole[kept], rel=0.5)
     full = memory_by_cause(parts(keys, **{"model.activation_checkpointing": "full"}))
     assert full[kept] < whole[kept] / 4

@@ -86,7 +86,7 @@ def test_it_says_what_it_does_and_what_to_type_next(finished):
     said = finished.said
     assert said.startswith("jaxft on 8 x cpu")
     expected = ["Model: ", "Task: classify, single label classification, 2 labels: bad, good"]
-    expected += ["Weights: 23 from the checkpoint, 2 new", "Compute: float32, attention xla"]
+    expected += ["Weights: 23 from the checkpoint, 2 new", "Compute: float32, attention blocked"]
     expected += ["NEW, initialised at random: classifier.weight [2, 32]", "MB of optimizer state"]
     expected += [
         "Mesh data=8, fsdp=1, context=1, tensor=1; per device",

@@ -72,7 +72,7 @@ class Estimator:
     def __init__(self, sketch: Sketch):
         self._drawn, self._task = sketch.experiment.drawn, sketch.experiment.task
         self._batch = sketch.batch
-        self._kept: dict[str, list[_Kept]] = {}
+        self._kept: dict[tuple[str, str], list[_Kept]] = {}
         self._held: dict[Any, Held] = {}
 
     def __call__(self, sketch: Sketch) -> Footprint:
@@ -114,7 +114,11 @@ class Estimator:
         params = self._hold(sketch).params
         rows = sketch.evaluation_rows / _token_shards(sketch)
         mesh = sketch.experiment.mesh
-        largest = rows * max(self._shares("none", mesh.shape["tensor"])) / self._layers
+        # Blocks of attention keep no logits, but there are a block's: those of XLA's attention,
+        # which keeps them, stand for them.
+        kernel = self._drawn.compute.attention
+        by = "xla" if kernel == "blocked" else kernel
+        largest = rows * max(self._shares("none", mesh.shape["tensor"], by)) / self._layers
         on_tpu = mesh.devices.flat[0].platform == "tpu"
         stream = rows * sketch.width * self._width * self._itemsize  # what the layers add to
         copies = 0.0 if sketch.config.optim.offload else self._copies(sketch, params)
@@ -142,10 +146,13 @@ class Estimator:
         """Bytes of a row for one device."""
         return sum(self._shares(mode, tensor, on_host=on_host))
 
-    def _shares(self, mode: str, tensor: int, *, on_host: bool = False) -> list[float]:
+    def _shares(
+        self, mode: str, tensor: int, attention: str | None = None, *, on_host: bool = False
+    ) -> list[float]:
         """Of each array. What is as wide as the model is on all of `tensor`."""
-        if mode not in self._kept:
-            self._kept[mode] = self._keeps(mode)
+        key = mode, attention or self._drawn.compute.attention
+        if key not in self._kept:
+            self._kept[key] = self._keeps(*key)
         whole = self._width
         return [
             kept.bytes_per_row
@@ -154,7 +161,7 @@ class Estimator:
                 if not kept.shape or kept.shape[-1] == whole or kept.shape[-1] % tensor
                 else tensor
             )
-            for kept in self._kept[mode]
+            for kept in self._kept[key]
             if kept.on_host == on_host
         ]
 
@@ -167,13 +174,14 @@ class Estimator:
             if "embed" in w.axes
         )
 
-    def _keeps(self, mode: str) -> list[_Kept]:
+    def _keeps(self, mode: str, attention: str) -> list[_Kept]:
         """What the backward pass reads again, by its size with one row and with two: weights and
         constants do not grow.
         """
         compute = replace(
             self._drawn.compute,
             activation_checkpointing=mode,  # type: ignore[arg-type]
+            attention=attention,  # type: ignore[arg-type]
             unroll_layers=False,
         )
         drawn = self._drawn.redraw(compute)
