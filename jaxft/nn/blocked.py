@@ -12,7 +12,7 @@ B.4.
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +61,8 @@ def blocked_attention(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
-    rules: Rules,
-    q_BGRLK: jax.Array,
-    k_BGLK: jax.Array,
-    v_BGLK: jax.Array,
-    side: Side,
-    key: jax.Array | None,
-) -> jax.Array:
-    return _forward(rules, q_BGRLK, k_BGLK, v_BGLK, side, key)[0]
+def _attend(rules: Rules, *arrays: Any) -> jax.Array:
+    return _forward(rules, *arrays)[0]
 
 
 def _forward(
