@@ -50,6 +50,7 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@quiet()
 def cached_map(
     dataset: Dataset,
     features: Callable[[dict], dict],
@@ -71,8 +72,7 @@ def cached_map(
         load_from_cache_file=False,
     )
     if key is None:
-        with quiet():
-            return make(keep_in_memory=True, new_fingerprint="not_kept")
+        return make(keep_in_memory=True, new_fingerprint="not_kept")
     if cache_dir is None:
         cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxft", "tokens")
     folder = Path(cache_dir).expanduser()
@@ -89,7 +89,7 @@ def cached_map(
             f"The token cache {folder} cannot be written ({error}): give data.cache_dir a folder."
         ) from None
     # Made aside and renamed whole: a folder under its key is never half written.
-    with lock, scratch, quiet():
+    with lock, scratch:
         if (found := _load(final)) is not None:
             return found
         made = make(cache_file_name=f"{scratch.name}/rows.arrow", new_fingerprint=key)
