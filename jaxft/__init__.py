@@ -1,5 +1,6 @@
 """Full fine-tuning of Hugging Face checkpoints in JAX and Flax."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +8,11 @@ if TYPE_CHECKING:
 
 __all__ = ["load_pretrained", "save_pretrained"]
 __version__ = "0.1.0"
+
+if sys.argv[0] == "-m" and "jaxft." in " ".join(sys.orig_argv):  # looking for the verb
+    from jaxft.huge_pages import start_with_huge_pages
+
+    start_with_huge_pages()
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 
 from jaxft import __version__, files, html, report
 from jaxft.config import to_dict
-from jaxft.data import inspection, previews
+from jaxft.data import inspection, previews, rendering
+from jaxft.data.advice import advise
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
@@ -54,7 +55,7 @@ def inspect(
     found = inspection.inspect(
         {name: look(split) for name, split in splits.items()}, max_length=config.data.max_length
     )
-    sentences = inspection.advice(
+    sentences = advise(
         found,
         learning_rate=config.optim.learning_rate,
         num_train_epochs=epochs,
@@ -70,7 +71,7 @@ def inspect(
             "many devices. data.packing=none, or a larger train.batch_size, pads less."
         )
     if jax.process_index() == 0:
-        inspection.render(found, sentences)
+        rendering.render(found, sentences)
         previews.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
 

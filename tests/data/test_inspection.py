@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
-from jaxft.data import duplicates, inspection
+from jaxft.data import duplicates
+from jaxft.data.advice import advise
 from jaxft.data.duplicates import normalised, overlap, signatures, similarity
-from jaxft.data.inspection import Split, advice, baseline, inspect, label_summary, lengths, render
+from jaxft.data.inspection import Split, baseline, inspect, label_summary, lengths
+from jaxft.data.rendering import bars, render
 from jaxft.data.sources import read
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -52,7 +54,7 @@ def test_pitfall_32_rows_shared_by_train_and_validation_are_counted_and_shown():
     assert (pair["exact"], pair["near"]) == (1, 1)
     assert [example["kind"] for example in pair["examples"]] == ["exact", "near"]
     assert pair["examples"][1]["known"] == normalised(LONG.format("today"))
-    (sentence,) = [said for said in advise(report) if "stand in" in said]
+    (sentence,) = [said for said in said_of(report) if "stand in" in said]
     assert sentence.startswith("2 of 52 validation rows (3.8%) also stand in train")
     assert "validation rows that stand in train: 1 exactly, 1 nearly, of 52" in shown(report)
 
@@ -188,8 +190,8 @@ SOUND = {
 }
 
 
-def advise(report, **settings):
-    return advice(report, **(SOUND | settings))
+def said_of(report, **settings):
+    return advise(report, **(SOUND | settings))
 
 
 def report_of(rows=1000, labels=None, tokens=None, max_length=128):
@@ -199,8 +201,8 @@ def report_of(rows=1000, labels=None, tokens=None, max_length=128):
 
 
 def test_sound_settings_get_no_advice():
-    assert advise(report_of()) == []
-    assert advise(report_of(max_length=512)) == []  # far beyond the longest row is fine
+    assert said_of(report_of()) == []
+    assert said_of(report_of(max_length=512)) == []  # far beyond the longest row is fine
 
 
 @pytest.mark.parametrize(
@@ -224,15 +226,15 @@ def test_sound_settings_get_no_advice():
     ],
 )
 def test_each_doubtful_setting_gets_its_sentence(report, settings, said):
-    found = advise(report_of(**report), **settings)
+    found = said_of(report_of(**report), **settings)
     assert any(re.search(said, sentence) for sentence in found), found
 
 
 def test_many_epochs_are_advised_against_only_for_many_rows():
     many = report_of()
     many["splits"]["train"]["rows"] = 20_000
-    assert "6 epochs over 20,000 rows" in advise(many, num_train_epochs=6)[0]
-    assert advise(report_of(), num_train_epochs=6) == []
+    assert "6 epochs over 20,000 rows" in said_of(many, num_train_epochs=6)[0]
+    assert said_of(report_of(), num_train_epochs=6) == []
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_many_epochs_are_advised_against_only_for_many_rows():
     ],
 )
 def test_rates_are_judged_for_adamw_on_a_pretrained_model_of_that_size(settings):
-    assert advise(report_of(), **settings) == []
+    assert said_of(report_of(), **settings) == []
 
 
 def shown(report, sentences=()):
@@ -276,7 +278,7 @@ def test_the_picture_of_a_regression_shows_its_range_and_mean_baseline():
 
 
 def test_bars_show_every_bin_that_is_not_empty():
-    assert inspection.bars([0, 1, 700, 350]) == " ▂█▅"
+    assert bars([0, 1, 700, 350]) == " ▂█▅"
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real data of ../shared/data is absent")
