@@ -5,12 +5,19 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from jaxft import pretrained
 from jaxft.config import Config
 from jaxft.errors import UserError
-from jaxft.hardware import check_host_memory, choose_attention, choose_dtype
+from jaxft.hardware import (
+    check_host_memory,
+    choose_attention,
+    choose_dtype,
+    choose_matmul_precision,
+    has_amx,
+)
 from jaxft.models import Blueprint
 from jaxft.nn.layers import Compute
 from jaxft.source import Source
@@ -33,6 +40,8 @@ def draw(
     model, device = config.model, mesh.devices.flat[0]
     rates = ("dropout", "attention_dropout", "classifier_dropout")
     dtype = choose_dtype(model.dtype, device)
+    precision = choose_matmul_precision(model.matmul_precision, dtype)
+    jax.config.update("jax_default_matmul_precision", precision)
     check_host_memory(config.optim.offload, model.kept_activations, device)
     compute = Compute(
         dtype,
@@ -55,7 +64,14 @@ def draw(
         packed=config.data.packing != "none",
         parts=mesh.shape["context"],
     )
-    say(f"Compute: {dtype}, attention {attention}, checkpointing {model.activation_checkpointing}")
+    products = f", products in {precision}" if precision not in (None, dtype) else ""
+    kept = f"checkpointing {model.activation_checkpointing}"
+    say(f"Compute: {dtype}{products}, attention {attention}, {kept}")
+    if device.platform == "cpu" and precision == "float32" and has_amx():
+        say(
+            "This processor multiplies bfloat16 several times faster (AMX): "
+            "--config.model.matmul_precision=bfloat16 rounds what is multiplied, and nothing else."
+        )
     return drawn.redraw(replace(compute, attention=attention))
 
 

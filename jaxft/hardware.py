@@ -1,6 +1,7 @@
 """What the devices here can do: precision, attention kernel, memory."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,26 @@ def choose_dtype(wanted: str, device: jax.Device) -> Any:
     if device.platform == "gpu" and float(getattr(device, "compute_capability", "0")) >= 8.0:
         return "bfloat16"
     return "float32"
+
+
+def choose_matmul_precision(wanted: str, dtype: str) -> str | None:
+    """JAX's default precision of products. Its own is the device's, which for float32 arrays is
+    bfloat16 on TPU and tensorfloat32 on GPU: float32 computation would not be that.
+    """
+    if dtype == "float32":
+        return "float32" if wanted == "auto" else wanted
+    if wanted != "auto":
+        raise UserError(
+            f"model.matmul_precision={wanted!r} is about products of float32 arrays, and the "
+            f"computation is in {dtype}: leave it out, or take model.dtype=float32."
+        )
+    return None
+
+
+def has_amx() -> bool:
+    """Whether this host's processor multiplies tiles of bfloat16."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "amx_bf16" in info.read_text()
 
 
 def choose_attention(

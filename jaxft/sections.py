@@ -39,6 +39,11 @@ class Model:
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto", "precision of the computation; the weights are kept in float32"
     )
+    matmul_precision: Literal["auto", "float32", "bfloat16"] = key(
+        "auto",
+        "what products of float32 arrays round them to; auto: float32, also where"
+        " the device would round more",
+    )
     attention: Literal["auto", "xla", "blocked", "cudnn", "splash"] = key(
         "auto", "attention kernel: blocked on CPU, splash on TPU, cuDNN's or XLA's on GPU"
     )

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -125,11 +125,13 @@ def refused(capsys: pytest.CaptureFixture, verb: str, words: Sequence[str]) -> s
     return err.partition("jaxft: error: ")[2].strip()
 
 
-def assembled(keys: dict[str, Any]) -> tuple[Experiment, dict[str, Split], Any]:
+def assembled(
+    keys: dict[str, Any], say: Callable[[str], None] = lambda text: None
+) -> tuple[Experiment, dict[str, Split], Any]:
     """The parts of a run without running it."""
     given = flags.train_flags(argv(keys), tasks.options)
     made = configs.load(given.config, given.arg, given.overrides, tasks.options)
-    return assemble(made, lambda text: None)
+    return assemble(made, say)
 
 
 def start(words: Sequence[str], code: str = "", **environment: str) -> subprocess.Popen:

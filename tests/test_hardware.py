@@ -3,16 +3,18 @@
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 import runs
 
 from jaxft import drawing, hardware
 from jaxft.errors import UserError
-from jaxft.hardware import choose_attention
+from jaxft.hardware import choose_attention, choose_matmul_precision
 
 GPU: Any = SimpleNamespace(platform="gpu", compute_capability="9.0")
 CPU: Any = SimpleNamespace(platform="cpu")
 TPU: Any = SimpleNamespace(platform="tpu")
+PRECISION = "jax_default_matmul_precision"
 CAN: dict[str, Any] = {"dtype": "bfloat16", "dropout": 0.0, "device": GPU, "packed": False}
 OBSTACLES = {
     "a cpu device": {"device": CPU},
@@ -69,3 +71,29 @@ def test_an_experiment_tells_whether_its_rows_are_shared(packing, tiny_bert_fold
     monkeypatch.setattr(drawing, "choose_attention", note)
     runs.assembled(keys | {"data.packing": packing})
     assert told == [packing != "none"]
+
+
+def test_float32_computation_multiplies_float32_on_every_device():
+    """Left alone, JAX takes bfloat16 on TPU and tensorfloat32 on GPU."""
+    assert choose_matmul_precision("auto", "float32") == "float32"
+    assert choose_matmul_precision("bfloat16", "float32") == "bfloat16"
+    assert choose_matmul_precision("auto", "bfloat16") is None
+    with pytest.raises(UserError, match="leave it out, or take"):
+        choose_matmul_precision("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
+def test_an_experiment_sets_the_precision_of_products(asked, amx, tiny_bert_folder, monkeypatch):
+    monkeypatch.setattr(drawing, "has_amx", lambda: amx)
+    keys, said = runs.finished(tiny_bert_folder).keys, []
+    before = jax.config.values[PRECISION]
+    try:
+        runs.assembled(keys | {"model.matmul_precision": asked}, say=said.append)
+        chosen = jax.config.values[PRECISION]
+    finally:
+        jax.config.update(PRECISION, before)
+    assert chosen == ("bfloat16" if asked == "bfloat16" else "float32")
+    words = " ".join(said)
+    assert ("products in bfloat16" in words) == (asked == "bfloat16")
+    assert ("model.matmul_precision=bfloat16" in words) == (amx and asked != "bfloat16")

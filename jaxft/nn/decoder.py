@@ -16,6 +16,7 @@ from jaxft.nn.gated import DecoderDims, GatedBlock
 from jaxft.nn.layers import Compute, Embed, Linear, RMSNorm, split
 from jaxft.nn.memory import Memory, Recall
 from jaxft.nn.partition import constrain_tokens
+from jaxft.nn.products import multiply
 from jaxft.nn.rope import read_rope
 from jaxft.nn.stack import Stack
 from jaxft.nn.tokens import Tokens, last_token
@@ -87,7 +88,7 @@ class Decoder(nnx.Module):
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """Logits over the vocabulary, [B, L, V], in float32."""
         with jax.numpy_dtype_promotion("standard"):
-            logits_BLV = hidden_BLD @ self.vocabulary_DV.astype(hidden_BLD.dtype)
+            logits_BLV = multiply(hidden_BLD, self.vocabulary_DV)
         return logits_BLV.astype(jnp.float32)
 
     def empty_memory(self, rows: int, length: int) -> list[Memory]:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxft.errors import UserError
 from jaxft.nn.partition import ANY, FSDP, ROWS, SEQUENCE, constrain, shards
+from jaxft.nn.products import multiply
 from jaxft.nn.remat import Activation, Place
 
 
@@ -90,11 +91,8 @@ class Linear(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # As a plain matrix product: with two row axes XLA's CPU backend transposes copies for the
-        # gradient.
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
-        rows = rows.reshape(*x.shape[:-1], -1)
-        return rows if self.bias is None else rows + self.bias[...].astype(x.dtype)
+        product = multiply(x, self.kernel[...])
+        return product if self.bias is None else product + self.bias[...].astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):

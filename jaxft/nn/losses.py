@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxft.nn.partition import FSDP, ROWS, SEQUENCE, shards
+from jaxft.nn.products import kernel_gradient, product, rounded
 
 LOGITS_BYTES = 2**28
 """Of one chunk's float32 logits on one device, about."""
@@ -41,6 +42,8 @@ def token_scores(
     """
 
     def scores(hidden_BLD: jax.Array, head_DV: jax.Array, *more_BL: jax.Array) -> tuple:
+        head_DV = rounded(head_DV)
+
         def chunk(_: tuple, part: tuple) -> tuple[tuple, tuple]:
             hidden_CD, targets_C, weights_C = part
             logits_CV = _logits(hidden_CD, head_DV)
@@ -66,6 +69,8 @@ def _forward(
     hidden_BLD: jax.Array, head_DV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array
 ) -> tuple[jax.Array, tuple]:
     def both(hidden_BLD: jax.Array, head_DV: jax.Array, *more_BL: jax.Array) -> tuple:
+        head_DV = rounded(head_DV)
+
         def chunk(sums: tuple, part: tuple) -> tuple[tuple, jax.Array]:
             loss, d_head_DV = sums
             hidden_CD, targets_C, weights_C = part
@@ -73,9 +78,9 @@ def _forward(
             loss += (_nll(logits_CV, targets_C) * weights_C).sum()
             hit_CV = lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1) == targets_C[:, None]
             d_logits_CV = (jax.nn.softmax(logits_CV) - hit_CV) * weights_C[:, None]
-            d_logits_CV = d_logits_CV.astype(hidden_CD.dtype)
-            d_head_DV += _product("CD,CV->DV", hidden_CD, d_logits_CV)
-            d_hidden_CD = _product("CV,DV->CD", d_logits_CV, head_DV)
+            d_logits_CV = d_logits_CV.astype(head_DV.dtype)
+            d_head_DV += kernel_gradient(rounded(hidden_CD), d_logits_CV)
+            d_hidden_CD = product("CV,DV->CD", d_logits_CV, head_DV)
             return (loss, d_head_DV), d_hidden_CD.astype(hidden_CD.dtype)
 
         zeros = jnp.float32(0), jnp.zeros(head_DV.shape, jnp.float32)
@@ -112,12 +117,8 @@ def _backward(kept: tuple, d_loss: jax.Array) -> tuple:
 _loss.defvjp(_forward, _backward)
 
 
-def _product(axes: str, one: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.einsum(axes, one, other, preferred_element_type=jnp.float32)
-
-
 def _logits(hidden_CD: jax.Array, head_DV: jax.Array) -> jax.Array:
-    return _product("CD,DV->CV", hidden_CD, head_DV)
+    return product("CD,DV->CV", rounded(hidden_CD), head_DV)
 
 
 def _nll(logits_CV: jax.Array, targets_C: jax.Array) -> jax.Array:
