@@ -27,7 +27,7 @@ CASES = [
     ("mistral", "every_field"),
     ("qwen2", "layer_types"),
     ("qwen3", "every_field"),
-    ("gpt2", "plain"),
+    ("gpt2", "by_inverse_layer_idx"),
     ("gpt2", "untied"),
 ]
 TIED, UNTIED = ("llama", "tied"), ("llama", "plain")
