@@ -212,4 +212,4 @@ def test_a_program_that_the_compiler_refuses_says_how_much_it_would_need(eager_c
     for _ in range(2):  # the second time, JAX's cache would hold what it cannot read
         fits = compiling._compile(made, jax.jit(lambda x: x + 1), small)
         assert not fits.refused
-        assert 2**30 <= fits.needed_bytes < place.hbm_bytes
+        assert 2**30 <= fits.peak_bytes < place.hbm_bytes
