@@ -76,7 +76,9 @@ def train_step(
         return loss, weight, lax.with_sharding_constraint(grads, gradients)
 
     def accumulate(sums: tuple, part: tuple) -> tuple[tuple, None]:
-        added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, sums_of(*part))
+        # The TPU's compiler would move sums over devices out of the loop, and fails over bfloat16.
+        made = lax.optimization_barrier(sums_of(*part))
+        added = jax.tree.map(lambda a, b: a + b.astype(a.dtype), sums, made)
         return added, None
 
     if micro_batches == 1:

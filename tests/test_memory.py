@@ -85,6 +85,8 @@ def test_weights_and_moments_in_host_memory_leave_a_bfloat16_copy_and_gradients(
     assert offloaded["copied_bytes"] < 1e5, "donation must hold in the host's memory too"
     saved = sum(full[k] - offloaded[k] for k in ("arguments_bytes", "temporaries_bytes"))
     assert saved > 2 * FLOAT32 * WEIGHTS
+    # The copy and gradients, both bfloat16; what the host holds is no part of the device's peak.
+    assert 2 * BFLOAT16 * WEIGHTS < offloaded["peak_bytes"] < full["peak_bytes"] - saved / 2
 
 
 def test_checkpointing_saves_activations(found):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.nn.blocked import BLOCK
 from jaxft.nn.losses import LOGITS_BYTES
 from jaxft.nn.weights import Weight, unflatten
 from jaxft.planning.held import Held
@@ -27,8 +28,6 @@ UNFUSED = 2.5
 a matrix product is computed apart from it: so on CPU, and on GPU by assumption. A TPU's compiler
 fuses the two, and holds one.
 """
-LAYERS_IN_FLIGHT = 2
-"""Layers whose whole weights a device holds: one at work, the next on its way."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Estimator:
             recomputed = RECOMPUTED_AT_ONCE * layer
         vocabulary = self._vocabulary(sketch)
         copies = 0.0 if config.optim.offload else self._copies(sketch, params)
-        in_flight = self._whole_layers(sketch)
+        in_flight = self._whole_layer(sketch)
         fixed = params + held.moments + summed
         on_host = rows * self._activations(mode, tensor, on_host=True)
         phases = {
@@ -113,16 +112,9 @@ class Estimator:
         """About the peak of an evaluation: first one layer at work, then logits."""
         params = self._hold(sketch).params
         rows = sketch.evaluation_rows / _token_shards(sketch)
-        mesh = sketch.experiment.mesh
-        # Blocks of attention keep no logits, but there are a block's: those of XLA's attention,
-        # which keeps them, stand for them.
-        kernel = self._drawn.compute.attention
-        by = "xla" if kernel == "blocked" else kernel
-        largest = rows * max(self._shares("none", mesh.shape["tensor"], by)) / self._layers
-        on_tpu = mesh.devices.flat[0].platform == "tpu"
         stream = rows * sketch.width * self._width * self._itemsize  # what the layers add to
         copies = 0.0 if sketch.config.optim.offload else self._copies(sketch, params)
-        layers = copies + self._whole_layer(sketch) + largest * (1 if on_tpu else UNFUSED)
+        layers = copies + self._whole_layer(sketch) + rows * self._evaluated(sketch)
         logits = sum(self._logits(sketch, head, rows) for head in self._heads)
         return round(params + stream + max(layers, self._words(sketch) + logits))
 
@@ -174,6 +166,21 @@ class Estimator:
             if "embed" in w.axes
         )
 
+    def _evaluated(self, sketch: Sketch) -> float:
+        """Bytes of a row that the evaluation of a layer holds at once."""
+        mesh = sketch.experiment.mesh
+        tensor, on_tpu = mesh.shape["tensor"], mesh.devices.flat[0].platform == "tpu"
+        unfused = 1 if on_tpu else UNFUSED
+        largest = max(self._shares("none", tensor)) / self._layers
+        if self._drawn.compute.attention != "blocked":
+            return unfused * largest
+        # The kernel keeps no logits, but the compiler works out those of all blocks before the
+        # first is done, and then a block's weights. XLA's attention, which keeps all, tells how
+        # large they are where every query sees every key: less under a causal mask or a window.
+        logits = max(self._shares("none", tensor, "xla")) / self._layers
+        block = logits * min(1, BLOCK / sketch.width)
+        return max(unfused * max(largest, block), logits + block)
+
     def _keeps(self, mode: str, attention: str) -> list[_Kept]:
         """What the backward pass reads again, by its size with one row and with two: weights and
         constants do not grow.
@@ -218,12 +225,10 @@ class Estimator:
         stacked = sum(w.size for w in weights if w.stacked) / sum(w.size for w in weights)
         return params * stacked * self._itemsize / 4
 
-    def _whole_layers(self, sketch: Sketch) -> float:
-        """Layers that fsdp gathers, and the gradient of one before it is split again."""
-        return self._whole_layer(sketch) * (LAYERS_IN_FLIGHT + 1)
-
     def _whole_layer(self, sketch: Sketch) -> float:
-        """Bytes of one layer that fsdp gathers."""
+        """Bytes of one layer that fsdp gathers: about as much is there at once of the one at work,
+        of the next and of gradients before they are split again.
+        """
         mesh = sketch.experiment.mesh.shape
         if mesh["fsdp"] == 1 or sketch.config.mesh.zero_stage == 2:
             return 0.0
@@ -232,16 +237,18 @@ class Estimator:
 
     def _vocabulary(self, sketch: Sketch) -> dict[str, float]:
         """Bytes while the loss and while the layers' gradients are computed."""
+        mesh = sketch.experiment.mesh.shape
         whole = loss = self._words(sketch)
-        for head in self._heads:
-            # its gradient, of all this device's tokens
-            loss += head.size * 4 / sketch.experiment.mesh.shape["tensor"]
-            loss += LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
         # Micro-batches share the gathered head, which stays while they run.
-        return {
-            "loss": loss,
-            "layers": whole if sketch.config.train.gradient_accumulation_steps > 1 else 0.0,
-        }
+        layers = whole if sketch.config.train.gradient_accumulation_steps > 1 else 0.0
+        for head in self._heads:
+            gradient = head.size * 4 / mesh["tensor"]  # of all this device's tokens
+            loss += gradient + LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
+            if mesh["fsdp"] > 1 and mesh["tensor"] > 1:
+                loss += head.size * 4  # gathered over `tensor` before fsdp splits it
+            # Nothing waits for it: the TPU's compiler splits it over fsdp after the layers.
+            layers += gradient * (1 - 1 / mesh["fsdp"])
+        return {"loss": loss, "layers": layers}
 
     def _words(self, sketch: Sketch) -> float:
         """The heads over the vocabulary in the dtype of the computation, split by `tensor` only."""

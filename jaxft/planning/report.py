@@ -71,7 +71,7 @@ class Report:
         """Of update or evaluation, on one device."""
         if self.update is None or self.evaluation is None:
             return max(self.estimate.peak, self.estimated_evaluation_bytes)
-        return max(self.update.needed_bytes, self.evaluation.needed_bytes)
+        return max(self.update.peak_bytes, self.evaluation.peak_bytes)
 
     @property
     def fits(self) -> bool:

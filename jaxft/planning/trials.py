@@ -29,7 +29,7 @@ class Tried:
             "flags": one.flags,
             "changes": one.changes,
             "estimated_peak_bytes_per_device": one.footprint.peak,
-            "peak_bytes_per_device": program.needed_bytes if program else one.footprint.peak,
+            "peak_bytes_per_device": program.peak_bytes if program else one.footprint.peak,
             "compiled": program is not None,
             "compile_s": program.compile_s if program else None,
             "step_s_at_best": one.step_s,
@@ -46,7 +46,7 @@ def try_out(sketch: Sketch, place: Place, estimate: Estimator, say: Say) -> tupl
             say(f"Compiling with {' '.join(one.flags)}")
             program = compile_update(one.sketch)
             say(f"  {program.compile_s:.0f} s{': does not fit either' if program.refused else ''}")
-        if program is None or (not program.refused and program.needed_bytes <= place.hbm_bytes):
+        if program is None or (not program.refused and program.peak_bytes <= place.hbm_bytes):
             found.append(Tried(one, program))
         if len(found) == WANTED or count == TRIED:
             break
