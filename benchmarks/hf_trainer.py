@@ -173,7 +173,7 @@ def by_trl(
     from trl import SFTConfig, SFTTrainer
 
     packing = given.sampling == "trl packed"
-    arguments = SFTConfig(**settings, max_length=given.max_length, packing=packing, bf16=False)
+    arguments = SFTConfig(**settings, max_length=given.max_length, packing=packing)
     trainer = SFTTrainer(model, arguments, train_dataset=train, processing_class=tokenizer)
     trainer.eval_dataset = held_out
     return trainer
@@ -205,6 +205,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=float, required=True)
     for name in ("batch_size", "max_length", "seed", "max_steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--bf16", required=True, choices=["true", "false"])
     given = parser.parse_args()
 
     transformers.set_seed(given.seed)
@@ -224,6 +225,7 @@ def main() -> None:
         "report_to": "none",
         "seed": given.seed,
         "use_cpu": True,
+        "bf16": given.bf16 == "true",
     }
     trainer = make(given, AutoTokenizer.from_pretrained(given.model), settings)
     clock, counter = Clock(), Counter(trainer.data_collator)

@@ -5,8 +5,10 @@
     python benchmarks/vs_hf_trainer.py --seeds=1 --max-steps=4        to see that it works
 
 Both start from one checkpoint, read the same files, and train with AdamW, the same schedule, batch
-size, epochs, decay, clipping and dropout in float32. Each run is a fresh process, nothing cached
-(tokens, compiled programs); one update of each beforehand, not counted, warms the disk.
+size, epochs, decay, clipping and dropout, in float32. Sides with "bf16" multiply in bfloat16: HF by
+autocast (`bf16=True`), jaxft by `model.matmul_precision=bfloat16`. Each run is a fresh process,
+nothing cached (tokens, compiled programs); one update of each beforehand, not counted, warms the
+disk.
 
 classify: HF runs as it comes (random batches, padded to their longest row) and with its length
 grouping; `python -m jaxft.train` with its own defaults: the texts of an update share rows.
@@ -38,6 +40,7 @@ from measured import ROOT, SHARED_DATA, Comparison, Run, hf_command, jaxft_comma
 
 OURS, RANDOM, GROUPED = "jaxft", "HF Trainer", "HF Trainer, length grouping"
 APART = "jaxft, a row an example"
+BF16 = ", bf16"
 PACKED, HF_PACKED, TRL, TRL_PACKED = "jaxft packed", "HF packed", "TRL", "TRL packed"
 REGULARISED = {"warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 1.0}
 MEASURES = {
@@ -61,7 +64,8 @@ TOKENS = {
 def command(
     given: argparse.Namespace, kind: str, seed: int, workdir: str, max_steps: int | None
 ) -> list[str]:
-    """Of a kind of `hf_trainer.py`'s sampling, or of "jaxft" with its packing."""
+    """Of a kind of `hf_trainer.py`'s sampling, or of "jaxft" with its packing, and its BF16."""
+    kind, narrow = kind.removesuffix(BF16), kind.endswith(BF16)
     peer, _, packing = kind.partition(" ")
     rows = given.packed_batch_size if "packed" in kind or packing == "rows" else given.batch_size
     if peer != "jaxft":
@@ -77,11 +81,13 @@ def command(
             "max_length": given.max_length,
             "max_steps": max_steps or -1,
             "seed": seed,
+            "bf16": str(narrow).lower(),
             **REGULARISED,
         }
         return hf_command(given.task, workdir, flags)
     keys: dict[str, Any] = {
         "model.pretrained": given.folder,
+        "model.matmul_precision": "bfloat16" if narrow else "float32",
         "data.train": given.train,
         "data.validation": given.validation,
         "data.max_length": given.max_length,
@@ -110,10 +116,14 @@ def classify(given: argparse.Namespace) -> Comparison:
     )
     given.folder = located(given.model)
     kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
+    kinds |= narrowed(kinds, GROUPED, OURS)
     return Comparison(
         f"{given.data}, {given.model}: {described(given)}",
         {side: partial(command, given, kind) for side, kind in kinds.items()},
-        [(OURS, RANDOM), (OURS, GROUPED)],
+        [
+            *((ours, theirs) for ours in (OURS, OURS + BF16) for theirs in (RANDOM, GROUPED)),
+            (OURS + BF16, GROUPED + BF16),
+        ],
         EXAMPLES | MEASURES | {"accuracy_percent": ("dev accuracy, %", "{:.2f}")},
     )
 
@@ -128,7 +138,10 @@ def causal_lm(given: argparse.Namespace, folder: str) -> Comparison:
     given.train, given.validation = f"{folder}/train.jsonl", f"{folder}/validation.jsonl"
     kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
     kinds |= {APART: "jaxft none", HF_PACKED: "packed", PACKED: "jaxft rows"}
+    kinds |= narrowed(kinds, GROUPED, OURS, HF_PACKED, PACKED)
     pairs = [(OURS, RANDOM), (OURS, GROUPED), (APART, RANDOM), (PACKED, HF_PACKED)]
+    pairs += [(OURS + BF16, RANDOM), (OURS + BF16, GROUPED + BF16)]
+    pairs += [(PACKED + BF16, HF_PACKED), (PACKED + BF16, HF_PACKED + BF16)]
     if find_spec("trl"):
         kinds |= {TRL: "trl", TRL_PACKED: "trl packed"}
         pairs += [(OURS, TRL), (PACKED, TRL_PACKED)]
@@ -139,6 +152,10 @@ def causal_lm(given: argparse.Namespace, folder: str) -> Comparison:
         pairs,
         TOKENS | MEASURES | {"held_out_loss": ("loss on held-out rows", "{:.3f}")},
     )
+
+
+def narrowed(kinds: dict[str, str], *sides: str) -> dict[str, str]:
+    return {side + BF16: kinds[side] + BF16 for side in sides}
 
 
 def described(given: argparse.Namespace) -> str:
