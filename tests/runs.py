@@ -18,7 +18,7 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from conftest import WORDS
+from conftest import WORDS, hurried
 from orbax.checkpoint import v1 as ocp
 
 from jaxft import config as configs
@@ -103,11 +103,11 @@ class Finished(NamedTuple):
 
 @cache
 def finished(model: Path) -> Finished:
-    """A run over all three splits that learns a little, made once for all tests."""
+    """A run over all three splits that learns a little, made once for all tests of a process."""
     folder = model.parent / "finished"
     keys = {"model.pretrained": model, "optim.learning_rate": 1e-2} | tables(folder)
     err = io.StringIO()
-    with contextlib.redirect_stderr(err):
+    with contextlib.redirect_stderr(err), hurried():
         result = run(folder / "run", keys)
     return Finished(folder / "run", keys, result, err.getvalue())
 

@@ -12,6 +12,7 @@ from jaxft import evaluate, predict, schema, tasks
 from jaxft.config import Schedule
 from jaxft.optim import make_optimizer
 
+pytestmark = pytest.mark.usefixtures("hurry")
 BOOKKEEPING = ("dataclasses", "copy", "jaxft.schema", "jaxft.values", __name__)
 """Modules that look at every key, whatever it means."""
 

@@ -16,6 +16,7 @@ from jaxft.nn.weights import Weight, flatten, unflatten
 from jaxft.trained import open_trained
 from jaxft.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("hurry")
 SAME_LOGITS = 1e-5
 """Relative difference of logits between transformers and jaxft, in float32."""
 

@@ -8,6 +8,7 @@ from jaxft.memory_error import memory_by_cause
 from jaxft.parts import Parts
 from jaxft.train import Run
 
+pytestmark = pytest.mark.usefixtures("hurry")
 EXHAUSTED = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345 bytes.\nmore\nlines"
 )

@@ -13,6 +13,7 @@ from jobs import KEYS, Said, job
 
 from jaxft.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("hurry")
 OTHER_COLLECTIVES = 2e-6
 """Relative difference of losses: gloo sums between processes in another order than one process
 does.

@@ -23,6 +23,7 @@ from jaxft.errors import UserError
 from jaxft.train import Run
 from jaxft.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("hurry")
 BFLOAT16 = 2e-2
 """Difference of losses near 0.7 when products are rounded to 8 bits."""
 RECOMPUTED = 1e-6

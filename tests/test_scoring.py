@@ -13,6 +13,7 @@ import talk
 from jaxft.scoring import Scorer
 from jaxft.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("hurry")
 SAME_LOGITS = 1e-6
 """Difference of logits below 1 whose rows were laid out in another way, in float32."""
 
@@ -85,7 +86,6 @@ def test_splits_share_a_program_whatever_their_lengths(assembled):
         assert len({(plan.shape, plan.widths) for plan in plans}) == 1
 
 
-@pytest.mark.usefixtures("hurry")
 def test_answers_come_from_the_weights_that_host_memory_is_read_into(tmp_path):
     data = talk.lines(tmp_path / "rows.jsonl", talk.questions())
     raw = talk.recipe(talk.folder(tmp_path), data)

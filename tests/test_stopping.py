@@ -10,6 +10,8 @@ import runs
 
 from jaxft.train import Run
 
+pytestmark = pytest.mark.usefixtures("hurry")
+
 
 @pytest.fixture
 def keys(tiny_bert_folder) -> dict[str, Any]:

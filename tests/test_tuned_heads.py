@@ -10,6 +10,8 @@ import runs
 from jaxft import export
 from jaxft.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("hurry")
+
 
 @pytest.fixture
 def tuned(tiny_bert_folder, tmp_path) -> Path:

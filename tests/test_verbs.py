@@ -25,6 +25,7 @@ from jaxft.nn.weights import flatten
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("hurry")
 SAME_LOGITS = 1e-5
 """Relative difference of logits between transformers and jaxft, in float32."""
 OTHER_ORDER = 1e-6

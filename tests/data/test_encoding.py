@@ -45,9 +45,9 @@ def test_rows_are_those_of_transformers(count, kind, side, tiny_tokenizer, monke
 
 def test_a_long_pair_costs_what_its_texts_cost(tiny_tokenizer):
     """A pair of these took 0.65 GB, and its length was told as four times what it is."""
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     row = encode([["good " * 20_000], ["bad " * 20_000]], tiny_tokenizer, 16)
-    assert time.perf_counter() - began_s < 5
+    assert time.process_time() - began_s < 5
     assert (row["full_length"], len(row["input_ids"][0])) == ([40_003], 16)
 
 

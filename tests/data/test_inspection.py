@@ -118,9 +118,9 @@ def test_texts_of_one_template_stay_affordable():
     texts = [
         f"your ticket {i} was received and is now being worked on, thank you" for i in range(9999)
     ]
-    start = time.perf_counter()
+    start = time.process_time()
     assert compare(texts[5000:], texts[:5000])["near"] > 4000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_signatures_do_not_depend_on_the_texts_around(monkeypatch):
@@ -288,9 +288,9 @@ def test_goemotions_is_inspected_in_seconds():
         found = read(str(REAL / f"goemotions/{file}.tsv"), {"text": 0, "label": 1}, header=False)
         labels = [label.split(",") for label in found["label"]]
         splits[name] = split(found["text"][:], labels)
-    start = time.perf_counter()
+    start = time.process_time()
     report = inspect(splits, max_length=128)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert len(report["splits"]["train"]["labels"]["counts"]) == 28
     assert [pair["exact"] for pair in report["overlap"]] == [49, 42, 14]
     assert all(pair["near"] > 0 for pair in report["overlap"])

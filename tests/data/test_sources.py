@@ -287,9 +287,9 @@ TREC = {"delimiter": " ", "header": False, "encoding": "latin-1"}
     ],
 )
 def test_real_files_are_read_whole_and_fast(name, columns, options, count, labels):
-    start = time.perf_counter()
+    start = time.process_time()
     found = read(str(REAL / name), columns, **options)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert len(found) == count
     assert all(text.strip() for text in found["text"])
     assert not labels or len(set(found["label"])) == labels
