@@ -116,13 +116,13 @@ def classify(given: argparse.Namespace) -> Comparison:
     )
     given.folder = located(given.model)
     kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
-    kinds |= narrowed(kinds, GROUPED, OURS)
+    kinds |= narrowed(kinds, OURS, *[GROUPED] * given.hf_bf16)
     return Comparison(
         f"{given.data}, {given.model}: {described(given)}",
         {side: partial(command, given, kind) for side, kind in kinds.items()},
         [
             *((ours, theirs) for ours in (OURS, OURS + BF16) for theirs in (RANDOM, GROUPED)),
-            (OURS + BF16, GROUPED + BF16),
+            *[(OURS + BF16, GROUPED + BF16)] * given.hf_bf16,
         ],
         EXAMPLES | MEASURES | {"accuracy_percent": ("dev accuracy, %", "{:.2f}")},
     )
@@ -138,10 +138,11 @@ def causal_lm(given: argparse.Namespace, folder: str) -> Comparison:
     given.train, given.validation = f"{folder}/train.jsonl", f"{folder}/validation.jsonl"
     kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
     kinds |= {APART: "jaxft none", HF_PACKED: "packed", PACKED: "jaxft rows"}
-    kinds |= narrowed(kinds, GROUPED, OURS, HF_PACKED, PACKED)
+    kinds |= narrowed(kinds, OURS, PACKED, *[GROUPED, HF_PACKED] * given.hf_bf16)
     pairs = [(OURS, RANDOM), (OURS, GROUPED), (APART, RANDOM), (PACKED, HF_PACKED)]
-    pairs += [(OURS + BF16, RANDOM), (OURS + BF16, GROUPED + BF16)]
-    pairs += [(PACKED + BF16, HF_PACKED), (PACKED + BF16, HF_PACKED + BF16)]
+    pairs += [(OURS + BF16, RANDOM), (PACKED + BF16, HF_PACKED)]
+    if given.hf_bf16:
+        pairs += [(OURS + BF16, GROUPED + BF16), (PACKED + BF16, HF_PACKED + BF16)]
     if find_spec("trl"):
         kinds |= {TRL: "trl", TRL_PACKED: "trl packed"}
         pairs += [(OURS, TRL), (PACKED, TRL_PACKED)]
@@ -189,6 +190,7 @@ def arguments() -> argparse.Namespace:
     add("--learning-rate", type=float, help="5e-5, or 5e-4 for causal_lm")
     add("--schedule", default="linear", choices=["linear", "cosine"])
     add("--seeds", type=int, help="one repeat each; 3, or 2 for causal_lm")
+    add("--hf-bf16", action="store_true", help="HF in bfloat16 as well, which is slow on CPU")
     add("--max-steps", type=int, help="updates instead of epochs, for a quick try")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--output", help="F.md for the table; the runs go to F.json")
