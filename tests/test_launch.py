@@ -45,7 +45,10 @@ def test_print_starts_nothing_wherever_it_stands(script, words):
         given = [*words[:place], "--print", *words[place:]]
         done = subprocess.run(
             ["bash", LAUNCH / script, *given],
-            **{"capture_output": True, "text": True, "timeout": 60, "env": nothing},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=nothing,
         )
         assert done.returncode == 0, done.stderr
         if script != "tpu_vm.sh":  # its archive has another name each time
