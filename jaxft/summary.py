@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import __version__, files, html, report
+from jaxft import __version__, files, html, metrics, report
 from jaxft.config import to_dict
 from jaxft.data import inspection, previews, rendering
 from jaxft.data.advice import advise
@@ -192,6 +192,7 @@ def write(
         config=to_dict(experiment.config),
         result=result,
         metrics=report.read_metrics(workdir.path),
+        metric=experiment.metric,
         confusion=task.confusion(outputs, split.targets),
         labels=task.labels,
         mistakes=mistakes,
@@ -205,11 +206,9 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
     say(f"\nDone: {result['step']} steps, best at step {result['best_step']}.")
     for name in ("validation", "test"):
         if name in result:
-            against = _shown(result.get("baseline", {}).get(name) or {})
-            say(
-                f"  {name:<11} {_shown(result[name])}"
-                + (f"\n{'':14}(commonest answer: {against})" if against else "")
-            )
+            say(f"  {name:<11} {_shown(result[name])}")
+            if base := result["baseline"][name]:
+                say(f"{'':14}(always {metrics.constant_answer(base)}: {_shown(base)})")
     for name, before in result["before"].items():
         say(f"  {name:<11} {_shown(result[name])}\n{'':14}(before training: {_shown(before)})")
     say(
