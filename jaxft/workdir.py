@@ -166,13 +166,13 @@ class Workdir:
             f"  {key}: the run has {differ[key][0]!r}, given is {differ[key][1]!r}"
             for key in configs.resume_conflicts(saved, given)
         ]
+        free = (f"{key}*" if key.endswith(".") else key for key in configs.FREE_ON_RESUME)
         if lines:
             raise UserError(
                 f"{self} holds a run with another config:\n"
                 + "\n".join(lines)
-                + "\nOnly mesh, checkpoint, logging and memory (model.activation_checkpointing, "
-                "model.kept_activations, optim.offload) keys may change. Give the run's own "
-                "values, or another --workdir."
+                + f"\nOnly these keys may change: {', '.join(free)}. Give the run's own values, or "
+                "another --workdir."
             )
 
     def refuse_other_inputs(self, digests: Mapping[str, str]) -> None:
