@@ -50,6 +50,7 @@ def test_the_workdir_is_the_whole_record(finished):
             "inputs.json",
             "metrics.jsonl",
             "model",
+            "origin.json",
             "report.html",
             "result.json",
         )
