@@ -4,22 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxft.config import Config
+from jaxft.experiment import Experiment
 from jaxft.trained import Trained
 
 
-def model_card(trained: Trained) -> str:
-    """Markdown with the front matter that the hub reads."""
+def model_card(trained: Trained, hub_id: str | None) -> str:
+    """Markdown with the front matter that the hub reads; `hub_id` is of the model it began as."""
     experiment, config = trained.experiment, trained.experiment.config
     result = trained.workdir.read_json("result.json") or {}
     base, pipeline = config.model.pretrained, experiment.module.PIPELINE
-    on_hub = base and not base.startswith(("/", ".", "~"))
     return "\n".join(
         [
             "---",
             "library_name: transformers",
             f"pipeline_tag: {pipeline}",
             "tags: [jaxft]",
-            *([f"base_model: {base}"] if on_hub else []),
+            *([f"base_model: {hub_id}"] if hub_id else []),
             "---",
             "",
             f"# {base or experiment.drawn.config['model_type']}, fine-tuned with jaxft",
@@ -39,11 +39,18 @@ def model_card(trained: Trained) -> str:
             "```python",
             "from transformers import pipeline",
             "",
-            f'run = pipeline("{pipeline}", model="THIS_FOLDER")',
+            f'run = pipeline("{pipeline}", model="THIS_FOLDER"{_cut(experiment)})',
             "```",
             "",
         ]
     )
+
+
+def _cut(experiment: Experiment) -> str:
+    """Texts to classify are read as far as in training; what is written has no such end."""
+    if experiment.module.PIPELINE != "text-classification":
+        return ""
+    return f", truncation=True, max_length={experiment.config.data.max_length}"
 
 
 def _scores(result: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,8 @@ TaskOptions = Callable[[str], type]
 FREE_ON_RESUME = (
     "mesh.",
     "checkpoint.",
+    "data.cache_dir",
+    "train.eval_batch_size",
     "train.logging_steps",
     "train.report_to",
     "model.activation_checkpointing",

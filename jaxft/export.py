@@ -103,9 +103,10 @@ def export(trained: Trained, folder: Path, dtype: str) -> None:
     )
     if jax.process_index() == 0:
         experiment.tokenizer.save_pretrained(folder)
-        for name, content in experiment.task.files(experiment.tokenizer).items():
+        origin = trained.workdir.read_json("origin.json") or {}
+        for name, content in experiment.task.files(experiment.tokenizer, origin).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-        (folder / "README.md").write_text(model_card(trained))
+        (folder / "README.md").write_text(model_card(trained, origin.get("base_model")))
 
 
 def check(trained: Trained, folder: Path, dtype: str, say: Say) -> None:

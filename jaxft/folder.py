@@ -47,6 +47,12 @@ class Checkpoint:
         return config
 
     @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """How the model's makers let it write; empty where they do not say."""
+        path = self.folder / "generation_config.json"
+        return _read_json(path) if path.exists() else {}
+
+    @cached_property
     def tensors(self) -> dict[str, tuple[Any, str]]:
         """Canonical name -> (open file, name in the file)."""
         found: dict[str, tuple[Any, str]] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.files import PathLike, write_file
-from jaxft.metrics import main_score
+from jaxft.metrics import constant_answer
 from jaxft.svg import Point, Series, line_chart, short, smooth
 from jaxft.tables import (
     CSS,
@@ -36,33 +36,34 @@ def write_report(
     config: Row,
     result: Row,
     metrics: Sequence[Row],
-    confusion: Any = None,
-    labels: Sequence[str] = (),
-    mistakes: Sequence[Row] = (),
-    inspection: Row | None = None,
+    metric: str,
+    confusion: np.ndarray | None,
+    labels: Sequence[str],
+    mistakes: Sequence[Row],
+    inspection: Row,
 ) -> None:
-    """Writes the page; any part may be missing.
+    """Writes the page.
 
-    metrics: rows of metrics.jsonl. confusion: int[C, C], rows true, of the test split, without one
-    of validation. mistakes: dicts with text, truth, prediction, and perhaps text_pair, confidence;
-    worst first. inspection: as `data.inspection.inspect` gives it, with `advice`, a list of texts.
-    result: as result.json; the first score of a split that is no loss is the main one.
+    metrics: rows of metrics.jsonl. metric: the score that chose the best checkpoint. confusion:
+    int[C, C], rows true, of the test split, without one of validation. mistakes: dicts with text,
+    truth, prediction, and perhaps text_pair, confidence; worst first. inspection: as
+    `data.inspection.inspect` gives it, with `advice`, a list of texts. result: as result.json.
     """
-    matrix = np.asarray(confusion) if confusion is not None and len(confusion) else None
-    labels = labels or [str(index) for index in range(0 if matrix is None else len(matrix))]
-    split = "test" if result.get("test") else "validation"
+    split = "test" if "test" in result else "validation"
+    # What chose by the loss chose by its exponential too, which says more.
+    main = "perplexity" if metric == "loss" and "perplexity" in result[split] else metric
     body = [
-        _headline(config, result, split, matrix),
+        _headline(config, result, split, main),
         _tiles(result),
-        _section("How it went", _curves(result, metrics)),
+        _section("How it went", _curves(result, metrics, main)),
         _section("Scores", _scores(result)),
     ]
-    if matrix is not None:
+    if confusion is not None:
         where = f"Where the {split} answers went"
-        body.append(_section(where, confusion_table(matrix, labels)))
-        body.append(_section("Class by class", per_class(matrix, labels)))
+        body.append(_section(where, confusion_table(confusion, labels)))
+        body.append(_section("Class by class", per_class(confusion, labels)))
     body.append(_section("The worst mistakes", mistake_list(mistakes)))
-    body.append(_section("The data", data_sheet(inspection or {})))
+    body.append(_section("The data", data_sheet(inspection)))
     body.append(_section("The configuration", settings_table(config)))
     body.append(_section("The environment", settings_table(_environment(result))))
     title = escape(f"jaxft · {_model(config)}")
@@ -75,29 +76,19 @@ def write_report(
     write_file(path, page.encode("utf-8", "replace"))
 
 
-def _headline(config: Row, result: Row, split: str, matrix: np.ndarray | None) -> str:
-    scores = result.get(split) or {}
-    main = main_score(scores)
-    task = (config.get("task") or {}).get("name", "")
-    above = " · ".join(filter(None, ["jaxft", task, _model(config)]))
-    if main is None:
-        return f'<header><p class="above">{escape(above)}</p><h1>No score was reached</h1></header>'
-    value, base = number(scores[main]), _baseline(result, split, main, matrix)
+def _headline(config: Row, result: Row, split: str, main: str) -> str:
+    above = f"jaxft · {config['task']['name']} · {_model(config)}"
+    value, always = number(result[split][main]), _always(result, split, main)
     where = "the test set" if split == "test" else "the validation set"
-    said, bar = [], ""
-    if base is not None:
-        said.append(f"Always giving the commonest answer would reach {show(main, base)}.")
-    if result.get("best_step") is not None:
-        steps = f"step {short(result['best_step'])} of {short(result.get('step', 0))}"
-        chosen = result.get("validation") or {}
-        reached = f", {show(main, chosen[main])} on validation" if main in chosen else ""
-        said.append(f"The best checkpoint is {steps}{reached if split == 'test' else ''}.")
+    said, bar, tick = [], "", ""
+    if always is not None:
+        answer, base = always
+        said.append(f"Always giving {answer} would reach {show(main, base)}.")
+        tick = f'<u style="left:{percent(base)}" title="{answer}"></u>'
+    steps = f"step {short(result['best_step'])} of {short(result['step'])}"
+    chosen = f", {show(main, result['validation'][main])} on validation" if split == "test" else ""
+    said.append(f"The best checkpoint is {steps}{chosen}.")
     if main.endswith(SCALED) and math.isfinite(value):
-        tick = (
-            f'<u style="left:{percent(base)}" title="the commonest answer"></u>'
-            if base is not None
-            else ""
-        )
         bar = f'<div class="score"><i style="width:{percent(value)}"></i>{tick}</div>'
     return (
         f'<header><p class="above">{escape(above)}</p>'
@@ -108,30 +99,29 @@ def _headline(config: Row, result: Row, split: str, matrix: np.ndarray | None) -
 
 def _tiles(result: Row) -> str:
     def speed(name: str, unit: str) -> str:
-        return f"{short(round(number(result[name]), 1))} {unit}" if result.get(name) else ""
+        return f"{short(round(number(result[name]), 1))} {unit}" if result[name] else ""
 
     steady = speed("steady_examples_per_s", "steady")
-    memory = result.get("peak_memory_bytes")
+    memory = result["peak_memory_bytes"]
     tiles = [
-        ("Trained for", _duration(result.get("wall_s")), f"{short(result.get('step', 0))} updates"),
-        ("Compiled in", _duration(result.get("compile_s")), ""),
+        ("Trained for", _duration(result["wall_s"]), f"{short(result['step'])} updates"),
+        ("Compiled in", _duration(result["compile_s"]), ""),
         ("Examples", speed("examples_per_s", "/ s"), steady),
         ("Real tokens", speed("tokens_per_s", "/ s"), "padding not counted"),
         ("Peak memory", f"{number(memory) / 1e9:.2f} GB" if memory else "", ""),
-        ("Device", str(result.get("device") or ""), ""),
+        ("Device", result["device"], ""),
     ]
     cells = [
         f"<div><small>{name}</small><b>{escape(text)}</b><small>{escape(more)}</small></div>"
         for name, text, more in tiles
         if text
     ]
-    return f'<div class="tiles">{"".join(cells)}</div>' if cells else ""
+    return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _curves(result: Row, metrics: Sequence[Row]) -> str:
+def _curves(result: Row, metrics: Sequence[Row], main: str) -> str:
     lines = _lines(metrics)
-    best = result.get("best_step")
-    mark = ("best", float(best)) if best is not None else None
+    mark = ("best", float(result["best_step"]))
     loss, val_loss = lines.pop("train/loss", []), lines.pop("validation/loss", [])
     charts = [
         line_chart(
@@ -144,10 +134,8 @@ def _curves(result: Row, metrics: Sequence[Row]) -> str:
             mark=mark,
         )
     ]
-    main = main_score(result.get("validation") or {}) or "accuracy"
     scored = lines.pop(f"validation/{main}", [])
-    base = _baseline(result, "validation", main, None)
-    level = ("commonest answer", base) if base is not None else None
+    level = _always(result, "validation", main)
     line = Series(name=main, points=scored, colour="var(--c2)", kind="dots")
     title = f"Validation {words(main)}"
     shares = main.endswith(SHARES)
@@ -169,7 +157,7 @@ def _curves(result: Row, metrics: Sequence[Row]) -> str:
 
 def _single(name: str, title: str, lines: dict[str, list[Point]]) -> str:
     points = lines.pop(name, [])
-    if name.startswith("validation/"):
+    if not name.startswith("train/"):
         line = Series(name=title, points=points, colour="var(--c2)", kind="dots")
         return line_chart(title, [line], legend=False)
     if name.endswith("learning_rate"):
@@ -201,24 +189,23 @@ def _by_depth(name: str, lines: dict[str, list[Point]]) -> str:
 
 
 def _scores(result: Row) -> str:
-    splits = [name for name in ("validation", "test") if result.get(name)]
-    scores = result[splits[-1]] if splits else {}
-    names = [name for name, score in scores.items() if isinstance(score, int | float)]
-    rows = [
-        [escape(split), *(show(name, result[split].get(name)) for name in names)]
-        for split in splits
+    """Of the splits, the constant answer and the named evaluation sets, before and after."""
+    splits = [name for name in ("validation", "test") if name in result]
+    rows = {name: result[name] for name in splits}
+    if base := result["baseline"][splits[-1]]:
+        rows[f"always {constant_answer(base)}"] = base
+    for name, before in result["before"].items():
+        rows |= {f"{name} before": before, f"{name} after": result[name]}
+    names = result[splits[-1]]
+    shown = [
+        [escape(row), *(show(name, scores.get(name)) for name in names)]
+        for row, scores in rows.items()
     ]
-    base = _baselines(result, splits[-1]) if splits else {}
-    if any(name in base for name in names):
-        rows.append(["always one answer", *(show(name, base.get(name)) for name in names)])
-    return table(["", *(escape(words(name)) for name in names)], rows) if names else ""
+    return table(["", *(escape(words(name)) for name in names)], shown)
 
 
 def _environment(result: Row) -> dict[str, Any]:
-    names = ("device", "processes", "command")
-    return {name: result[name] for name in names if result.get(name)} | {
-        "versions": result.get("versions") or {}
-    }
+    return {name: result[name] for name in ("device", "processes", "command", "versions")}
 
 
 def _section(title: str, content: str) -> str:
@@ -235,31 +222,19 @@ def _lines(metrics: Sequence[Row]) -> dict[str, list[Point]]:
     return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
-def _baselines(result: Row, split: str) -> Row:
-    """Scores of always giving the commonest answer, or a regression's mean, by split or for all."""
-    base: Row = result.get("baseline") or {}
-    return base[split] or {} if split in base else base
-
-
-def _baseline(result: Row, split: str, main: str, matrix: np.ndarray | None) -> float | None:
-    base = _baselines(result, split)
-    if main in base:
-        return number(base[main])
-    if main == "accuracy" and matrix is not None and matrix.sum():
-        return float(matrix.sum(axis=1).max() / matrix.sum())
-    return None
+def _always(result: Row, split: str, main: str) -> tuple[str, float] | None:
+    """The constant answer and its score; None where there is none."""
+    base = result["baseline"][split] or {}
+    return (constant_answer(base), number(base[main])) if main in base else None
 
 
 def _model(config: Row) -> str:
-    model = config.get("model") or {}
-    return str(model.get("pretrained") or "a model from scratch").rstrip("/")
+    return str(config["model"]["pretrained"] or "a model from scratch").rstrip("/")
 
 
-def _duration(seconds: Any) -> str:
-    if seconds is None or not math.isfinite(number(seconds)):
-        return ""
-    whole = round(number(seconds))
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     if hours:
         return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {whole % 60:02} s" if minutes else f"{number(seconds):.1f} s"
+    return f"{minutes} min {whole % 60:02} s" if minutes else f"{seconds:.1f} s"

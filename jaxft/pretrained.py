@@ -73,7 +73,8 @@ def match(
             fresh.append(weight)
         elif wrong := list(_misfits(weight, found, new_rows)):
             problems += wrong
-            advice = "\nmodel.new_head=true starts the head afresh." if weight.in_head else advice
+            if weight.in_head:
+                advice = "\nmodel.new_head=true (in Python new_head=True) starts the head afresh."
         else:
             taken[weight.path] = tuple(found[name] for name in weight.hf_names)
             if weight.tied in found and not _equal(found[weight.tied], found[weight.hf]):

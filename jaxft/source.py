@@ -81,6 +81,19 @@ def open_source(model: Model, say: Say) -> Source:
     return Source(config, load_tokenizer(folder), checkpoint)
 
 
+def origin(name: str | None) -> dict[str, Any]:
+    """What an export tells of `model.pretrained`: its id on the hub, None for a folder, and its
+    generation_config.json.
+    """
+    if name is None:
+        return {}
+    checkpoint = pretrained.Checkpoint(hub.locate(name)[0])
+    return {
+        "base_model": None if FilePath(name).expanduser().is_dir() else name,
+        "generation_config": checkpoint.generation_config,
+    }
+
+
 def byte_tokenizer() -> Any:
     """A tokenizer without training: a token per byte, and the tokens of a chat."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import __version__, files, html, report
+from jaxft import __version__, files, html, metrics, report
 from jaxft.config import to_dict
 from jaxft.data import inspection, previews, rendering
 from jaxft.data.advice import advise
@@ -32,7 +32,8 @@ from jaxft.stderr import Say
 from jaxft.workdir import Workdir
 
 WORST = 30
-MOSTLY_PADDING = 0.5
+WORTH_SAYING = 1.1
+"""So many times as many tokens computed are worth another setting."""
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "grain")
 
 
@@ -65,22 +66,38 @@ def inspect(
         optimizer=config.optim.name,
         pretrained=config.model.pretrained is not None,
     )
-    if plan.full < MOSTLY_PADDING and config.data.packing == "batch":
-        sentences.append(
-            f"Only {plan.full:.0%} of the tokens in a batch are real: this batch is small for so "
-            "many devices. data.packing=none, or a larger train.batch_size, pads less."
-        )
+    sentences += padding_advice(plan)
     if jax.process_index() == 0:
         rendering.render(found, sentences)
         previews.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
 
 
+def padding_advice(plan: Plan) -> list[str]:
+    """What to change where shared rows pad more than rows of one example would."""
+    if plan.packing != "batch":
+        return []
+    alone = _other_packing(plan).full
+    if alone < WORTH_SAYING * plan.full:
+        return []
+    unit = plan.row_unit
+    why = f": rows come in multiples of devices x micro-batches = {unit}" if unit > 1 else ""
+    return [
+        f"{plan.full:.0%} of the tokens in a batch are real, with data.packing=none "
+        f"{alone:.0%}{why}. That, or a larger train.batch_size, pads less."
+    ]
+
+
+def _other_packing(plan: Plan) -> Plan:
+    """An epoch without packing, or, of a run without, with it."""
+    return replace(plan, packing="batch" if plan.packing == "none" else "none", epochs=1)
+
+
 def padding(plan: Plan) -> str:
     """What share of the computed tokens is padding, and what it would be without packing (or, in a
     run without, with it).
     """
-    other = replace(plan, packing="batch" if plan.packing == "none" else "none", epochs=1)
+    other = _other_packing(plan)
 
     def share(plan: Plan) -> str:
         widths = ", ".join(map(str, plan.widths))
@@ -192,6 +209,7 @@ def write(
         config=to_dict(experiment.config),
         result=result,
         metrics=report.read_metrics(workdir.path),
+        metric=experiment.metric,
         confusion=task.confusion(outputs, split.targets),
         labels=task.labels,
         mistakes=mistakes,
@@ -205,11 +223,9 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
     say(f"\nDone: {result['step']} steps, best at step {result['best_step']}.")
     for name in ("validation", "test"):
         if name in result:
-            against = _shown(result.get("baseline", {}).get(name) or {})
-            say(
-                f"  {name:<11} {_shown(result[name])}"
-                + (f"\n{'':14}(commonest answer: {against})" if against else "")
-            )
+            say(f"  {name:<11} {_shown(result[name])}")
+            if base := result["baseline"][name]:
+                say(f"{'':14}(always {metrics.constant_answer(base)}: {_shown(base)})")
     for name, before in result["before"].items():
         say(f"  {name:<11} {_shown(result[name])}\n{'':14}(before training: {_shown(before)})")
     say(

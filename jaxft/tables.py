@@ -96,7 +96,7 @@ def mistake_list(mistakes: Sequence[Row]) -> str:
 
 def data_sheet(inspection: Row) -> str:
     """What `data.inspection` found: splits, lengths, labels, overlap, advice."""
-    splits = inspection.get("splits") or {}
+    splits = inspection["splits"]
     head = ["", "rows", "repeated", "tokens, median", "99 %", "longest", "truncated"]
     rows, cards = [], []
     for name, split in splits.items():
@@ -115,14 +115,14 @@ def data_sheet(inspection: Row) -> str:
         cards.append(_bars(f"{len(each)} classes", each, counts, list(labels)))
     shared = [
         [f"{pair['of']} rows in {pair['with']}", *map(short, (pair["exact"], pair["near"]))]
-        for pair in inspection.get("overlap") or ()
+        for pair in inspection["overlap"]
     ]
     found = f"<div><h3>Overlap</h3>{table(['', 'exactly', 'nearly'], shared)}</div>"
     cards += [found] if shared else []
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in inspection.get("advice") or ())
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in inspection["advice"])
     cards += [f"<div><h3>Advice</h3><ul>{said}</ul></div>"] if said else []
-    drawn = f'<div class="facts">{"".join(cards)}</div>' if cards else ""
-    return (table(head, rows) if rows else "") + drawn
+    drawn = f'<div class="facts">{"".join(cards)}</div>'
+    return table(head, rows) + drawn
 
 
 def _counted(split: Row) -> bool:

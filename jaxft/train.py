@@ -31,6 +31,7 @@ from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.scoring import Outputs
 from jaxft.sharding import bytes_per_device
+from jaxft.source import origin
 from jaxft.stderr import Say, aloud, silently
 from jaxft.step import TrainState
 from jaxft.workdir import Workdir
@@ -141,6 +142,7 @@ class Run(Parts):
             self.workdir.refuse_other_inputs(digests)
             self.workdir.write_json("config.json", configs.to_dict(self.config))
             self.workdir.save_model(self.experiment.hf_config, self.experiment.tokenizer)
+            self.workdir.write_json("origin.json", origin(self.config.model.pretrained))
             self.workdir.write_json("task.json", asdict(self.experiment.task))
             self.workdir.write_json("inputs.json", digests)
         self.workdir.require_shared()

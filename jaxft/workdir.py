@@ -23,7 +23,7 @@ from jaxft.processes import process_index, tell, wait_for_all
 
 RUNS = "runs"
 WRITTEN = (
-    *("config.json", "task.json", "inputs.json", "model", "checkpoints"),
+    *("config.json", "task.json", "inputs.json", "origin.json", "model", "checkpoints"),
     *("metrics.jsonl", "result.json", "report.html"),
 )
 """What a run has of its own, by name; event files bear a name that only we give."""
@@ -34,8 +34,9 @@ class Workdir:
     """Names of what lies where.
 
     `config.json` as resolved; `task.json`, what the task read off the data; `inputs.json`, digests
-    of what was read; `model/`, the Hugging Face config and tokenizer that an export will carry;
-    `checkpoints/`; TensorBoard events, `metrics.jsonl`; at the end `result.json` and `report.html`.
+    of what was read; `origin.json`, the model that it began as; `model/`, the Hugging Face config
+    and tokenizer that an export will carry; `checkpoints/`; TensorBoard events, `metrics.jsonl`; at
+    the end `result.json` and `report.html`.
     """
 
     path: str
@@ -166,13 +167,13 @@ class Workdir:
             f"  {key}: the run has {differ[key][0]!r}, given is {differ[key][1]!r}"
             for key in configs.resume_conflicts(saved, given)
         ]
+        free = (f"{key}*" if key.endswith(".") else key for key in configs.FREE_ON_RESUME)
         if lines:
             raise UserError(
                 f"{self} holds a run with another config:\n"
                 + "\n".join(lines)
-                + "\nOnly mesh, checkpoint, logging and memory (model.activation_checkpointing, "
-                "model.kept_activations, optim.offload) keys may change. Give the run's own "
-                "values, or another --workdir."
+                + f"\nOnly these keys may change: {', '.join(free)}. Give the run's own values, or "
+                "another --workdir."
             )
 
     def refuse_other_inputs(self, digests: Mapping[str, str]) -> None:

@@ -11,6 +11,17 @@ show() {
   echo
 }
 
+# [WORD ...] [-- WORD ...]  ->  printing, words (all but --print, which may stand anywhere before --)
+# shellcheck disable=SC2034 # they are the scripts'
+find_print() {
+  printing='' words=()
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    if [ "$1" = --print ]; then printing=yes; else words+=("$1"); fi
+    shift
+  done
+  words+=("$@")
+}
+
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do

@@ -2,10 +2,12 @@
 # Makes .venv, installs jaxft (with the cuda or tpu extra where such hardware is found) and fine-tunes.
 #   launch/local.sh [--print] [flags of python -m jaxft.train]
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if [ "${1:-}" = --print ]; then
-  show .venv/bin/python -m jaxft.train "${@:2}"
+find_print "$@"
+command=(.venv/bin/python -m jaxft.train "${words[@]}")
+if [ -n "$printing" ]; then
+  show "${command[@]}"
   exit
 fi
 # shellcheck disable=SC2119 # the script's words are train's, not extras
 prepare
-exec .venv/bin/python -m jaxft.train "$@"
+exec "${command[@]}"

@@ -11,8 +11,9 @@ usage() {
 # [--print] NAME [FLAG ...] -- [WORD ...]  ->  printing, name, flags (of the machines), words (train's own)
 # shellcheck disable=SC2034 # they are the scripts'
 read_words() {
-  printing='' flags=()
-  [ "${1:-}" = --print ] && printing=yes && shift
+  find_print "$@"
+  set -- "${words[@]}"
+  flags=()
   [ $# -gt 0 ] && [ "${1#-}" = "$1" ] || usage
   name=$1
   shift

@@ -252,8 +252,10 @@ def test_resuming_may_change_where_a_run_is_computed_and_kept_but_not_what(load)
         checkpoint__keep_last="5",
         train__logging_steps="1",
         train__report_to="",
+        train__eval_batch_size="7",
+        data__cache_dir="/elsewhere",
     )
-    assert len(config.differences(saved, moved)) == 4
+    assert len(config.differences(saved, moved)) == 6
     assert config.resume_conflicts(saved, moved) == []
     other = load(
         optim__learning_rate="1e-3", task__mode="one", mesh__fsdp="2", train__batch_size="1"

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import runs
 
-from jaxft import export, pretrained
+from jaxft import export, hub, pretrained
 from jaxft.checkpoint import Checkpoints
 from jaxft.nn.weights import Weight, flatten, unflatten
+from jaxft.source import byte_tokenizer, origin
+from jaxft.tasks import causal_lm
 from jaxft.trained import open_trained
 from jaxft.workdir import Workdir
 
@@ -54,7 +56,7 @@ def opened(finished):
 
 def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, opened, tmp_path):
     torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     assert call(f"--output={tmp_path}/out") == f"{tmp_path}/out\n"
     folder = tmp_path / "out"
@@ -72,9 +74,42 @@ def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, open
     assert "library_name: transformers" in card
     assert "accuracy" in card
     assert "learning rate 0.01" in card
+    assert "base_model" not in card, "a folder is on no hub"
+    length = opened.experiment.config.data.max_length
+    assert f'model="THIS_FOLDER", truncation=True, max_length={length})' in card
+    classify = pipeline("text-classification", model=folder, truncation=True, max_length=length)
+    assert classify("good " * 10_000)[0]["label"] in ("bad", "good")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out"], (
         "nothing half made is left"
     )
+
+
+def test_an_export_names_the_model_it_began_as_where_it_is_on_the_hub(finished, tmp_path):
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    began = json.loads((workdir / "origin.json").read_text())
+    assert began == {"base_model": None, "generation_config": {}}
+    (workdir / "origin.json").write_text(json.dumps(began | {"base_model": "owner/name"}))
+    export.main([f"--workdir={workdir}", f"--output={tmp_path}/out", "--dtype=bfloat16"])
+    assert "base_model: owner/name" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_a_run_began_as_is_told_from_where_it_was_found(
+    tiny_bert_folder, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(tiny_bert_folder, tmp_path / "bert")
+    written = {"temperature": 0.6, "eos_token_id": 7}
+    (folder / "generation_config.json").write_text(json.dumps(written))
+    monkeypatch.chdir(tmp_path)
+    assert origin("bert") == {"base_model": None, "generation_config": written}
+    assert origin(None) == {}
+    monkeypatch.setattr(hub, "locate", lambda name: (folder, "the hub's cache"))
+    assert origin("owner/bert")["base_model"] == "owner/bert"
+
+
+def test_pitfall_8_an_export_writes_as_the_model_it_began_as_up_to_where_answers_end_now():
+    began = {"generation_config": {"temperature": 0.6, "top_p": 0.95, "eos_token_id": 99}}
+    made = causal_lm.Task().files(byte_tokenizer(), began)["generation_config.json"]
+    assert made == {"temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 3], "pad_token_id": 0}
 
 
 def test_transformers_logits_are_compared_in_float32_whatever_the_run_computes_in(

@@ -22,12 +22,17 @@ RESULT = {
     "best_step": 60,
     "validation": {"loss": 0.3, "accuracy": 0.9, "macro_f1": 0.88},
     "test": {"loss": 0.35, "accuracy": 0.875, "macro_f1": 0.86},
+    "before": {},
     "wall_s": 134.2,
+    "compile_s": 3.5,
     "examples_per_s": 61.2,
+    "tokens_per_s": 2000.5,
     "steady_examples_per_s": 72.8,
     "peak_memory_bytes": 1.43e9,
     "device": "2 x cpu",
+    "processes": 1,
     "versions": {"jax": "0.10.2"},
+    "command": "python -m jaxft.train",
     "baseline": {"test": {"accuracy": 0.4}, "validation": None},
 }
 
@@ -44,6 +49,18 @@ def metrics_of(steps: int = 90, depths: int = 3) -> list[dict]:
             scores = {"validation/loss": 1 / step, "validation/accuracy": step / 100}
             rows.append({"step": step, "time": 1.0 * step, **scores})
     return rows
+
+
+PARTS = {
+    "config": CONFIG,
+    "result": RESULT,
+    "metrics": metrics_of(),
+    "metric": "accuracy",
+    "confusion": None,
+    "labels": LABELS,
+    "mistakes": [],
+    "inspection": {"splits": {}, "overlap": [], "advice": []},
+}
 
 
 class Page(HTMLParser):
@@ -75,9 +92,7 @@ class Page(HTMLParser):
 
 
 def written(tmp_path, **parts) -> tuple[str, Page]:
-    given = {"config": CONFIG, "result": RESULT, "metrics": metrics_of()} | parts
-    given = {"confusion": None, "labels": [], "mistakes": [], "inspection": None} | given
-    write_report(tmp_path / "report.html", **given)
+    write_report(tmp_path / "report.html", **(PARTS | parts))
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     for picture in re.findall(r"<svg.*?</svg>", source, re.DOTALL):
         ElementTree.fromstring(picture)  # well-formed XML too
@@ -88,21 +103,21 @@ def written(tmp_path, **parts) -> tuple[str, Page]:
 def inspection_of(labels: list) -> dict:
     texts = [f"text number {row} of the set" for row in range(len(labels))]
     train = Split(texts, labels, range(4, 4 + len(labels)))
-    return inspect({"train": train, "test": Split(texts[:2], labels[:2], [5, 6])}, max_length=10)
+    test = Split(texts[:2], labels[:2], [5, 6])
+    return inspect({"train": train, "test": test}, max_length=10) | {"advice": ["a <hint>"]}
 
 
 @pytest.fixture
 def full(tmp_path):
     return written(
         tmp_path,
-        confusion=[[3, 1, 0], [0, 4, 0], [2, 0, 6]],
-        labels=LABELS,
+        confusion=np.array([[3, 1, 0], [0, 4, 0], [2, 0, 6]]),
         mistakes=[
             {"text": "<script>alert(1)</script> & 5 < 6", "truth": LABELS[1]}
             | {"prediction": "billing", "confidence": 0.97},
             {"text": "x" * 5000, "text_pair": "second", "truth": ["a", "b"], "prediction": []},
         ],
-        inspection=inspection_of([*["refund"] * 5, *["billing"] * 3]) | {"advice": ["a <hint>"]},
+        inspection=inspection_of([*["refund"] * 5, *["billing"] * 3]),
     )
 
 
@@ -162,29 +177,45 @@ def test_data_config_and_environment_are_listed(full):
         assert part in text, part
 
 
-def test_a_regression_without_test_set_matrix_or_baseline_renders(tmp_path):
-    result = {"step": 10, "best_step": 10, "validation": {"pearson": 0.81, "mse": 0.4}}
+def test_a_regression_without_test_set_is_held_against_the_mean(tmp_path):
+    result = RESULT | {"validation": {"pearson": 0.81, "mse": 0.4}}
+    result |= {"baseline": {"validation": {"mse": 2.19, "r2": 0.0}}}
+    del result["test"]
     mistakes = [{"text": "a", "truth": 1.0, "prediction": 3.45678}]
     rows = [{"step": 10, "time": 1.0, "validation/pearson": 0.81}]
     inspection = inspection_of([0.5, 1.5, 2.5])
     given = {"result": result, "mistakes": mistakes, "metrics": rows, "inspection": inspection}
-    page = written(tmp_path, **given)[1]
+    page = written(tmp_path, **given, metric="pearson")[1]
     assert "train 3 0" in page.text
     assert "0.810 pearson on the validation set" in page.text
     assert "3.457 was answered, 1 is true" in page.text
+    assert "pearson mse validation 0.810 0.400 always the mean – 2.190" in page.text
     assert "commonest answer" not in page.text
     assert "Class by class" not in page.text
 
 
-def test_the_baseline_of_a_classification_can_be_read_off_the_matrix(tmp_path):
-    result = RESULT | {"baseline": None}
-    page = written(tmp_path, result=result, confusion=np.diag([6, 3, 1]), labels=LABELS)[1]
-    assert "Always giving the commonest answer would reach 60.0 %." in page.text
+CHAT = {"loss": 2.0, "perplexity": 7.389, "exact_match": 0.25}
 
 
-def test_an_empty_record_still_gives_a_page(tmp_path):
-    page = written(tmp_path, config={}, result={}, metrics=[])[1]
-    assert "No score was reached" in page.text
+@pytest.mark.parametrize(
+    ("metric", "told"), [("exact_match", "0.250 exact match"), ("loss", "7.389 perplexity")]
+)
+def test_the_page_is_headed_by_the_score_that_chose(tmp_path, metric, told):
+    result = RESULT | {"validation": CHAT, "test": CHAT, "baseline": {"test": None}}
+    result["baseline"]["validation"] = None
+    page = written(tmp_path, result=result, metric=metric)[1]
+    assert f"{told} on the test set" in page.text
+    assert f"step 60 of 90, {told.split()[0]} on validation" in page.text
+
+
+def test_named_evaluation_sets_stand_with_their_scores_before_and_after(tmp_path):
+    held = {"loss": 2.5, "accuracy": 0.75, "macro_f1": 0.5}
+    result = RESULT | {"before": {"eval/old": held}, "eval/old": held | {"accuracy": 0.5}}
+    rows = [{"step": step, "time": 1.0, "eval/old/loss": 1.0 + step} for step in (0, 90)]
+    source, page = written(tmp_path, result=result, metrics=rows)
+    assert "eval/old before 2.500 75.0 % 0.500 eval/old after 2.500 50.0 % 0.500" in page.text
+    assert source.count("<circle") == 2
+    assert "smoothed" not in source
 
 
 def test_pitfall_11_a_nan_is_marked_in_the_curve_and_never_joined_over(tmp_path):
@@ -229,7 +260,7 @@ def test_the_page_can_be_written_to_an_object_store():
     import fsspec
 
     url = "memory://html-bucket/report.html"
-    write_report(url, config=CONFIG, result=RESULT, metrics=metrics_of())
+    write_report(url, **PARTS)
     fs = fsspec.filesystem("memory")
     assert b"87.5" in fs.cat_file(url)
     fs.rm_file(url)

@@ -27,6 +27,34 @@ def printed(script: str, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("local.sh", ["--workdir=W"]),
+        ("multi_gpu.sh", ["--workdir=W"]),
+        ("slurm.sbatch", ["--workdir=W"]),
+        ("tpu_vm.sh", ["pod", "--zone=z", "--", "--workdir=gs://bucket/run"]),
+        ("jobset.sh", ["t", "--image=i", "--hosts=2", "--gpus=1", "--", "--workdir=gs://b/run"]),
+    ],
+)
+def test_print_starts_nothing_wherever_it_stands(script, words):
+    first = printed(script, *words).splitlines()[-2:]
+    end = words.index("--") if "--" in words else len(words)
+    nothing = {"PATH": "/usr/bin:/bin"}  # neither gcloud nor kubectl: a real start fails
+    for place in range(1, end + 1):
+        given = [*words[:place], "--print", *words[place:]]
+        done = subprocess.run(
+            ["bash", LAUNCH / script, *given],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=nothing,
+        )
+        assert done.returncode == 0, done.stderr
+        if script != "tpu_vm.sh":  # its archive has another name each time
+            assert done.stdout.splitlines()[-2:] == first
+
+
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script: Path):

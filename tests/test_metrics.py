@@ -104,7 +104,6 @@ def test_pitfall_23_a_run_that_predicts_one_class_only_says_so():
     assert metrics.majority_share([1, 1, 1, 0]) == 0.75
 
 
-def test_the_main_score_is_the_first_that_is_no_loss():
-    assert metrics.main_score({"loss": 0.1, "spearman": 0.8, "mse": 0.2}) == "spearman"
-    assert metrics.main_score({"loss": 0.1}) == "loss"
-    assert metrics.main_score({}) is None
+def test_the_constant_answer_of_a_regression_is_a_mean():
+    assert metrics.constant_answer({"mse": 2.19, "r2": 0.0}) == "the mean"
+    assert metrics.constant_answer({"accuracy": 0.4}) == "the commonest answer"

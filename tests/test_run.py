@@ -51,6 +51,7 @@ def test_the_workdir_is_the_whole_record(finished):
             "inputs.json",
             "metrics.jsonl",
             "model",
+            "origin.json",
             "report.html",
             "result.json",
         )
@@ -210,8 +211,8 @@ def test_resuming_with_another_config_is_refused_by_name_and_loses_nothing(
     message = runs.refused(capsys, "train", runs.argv(keys | changed, unfinished))
     assert "optim.learning_rate: the run has 0.01, given is 0.5" in message
     assert "seed: the run has 0, given is 3" in message
-    assert "mesh.fsdp" not in message
-    assert "train.logging_steps" not in message
+    assert "mesh.fsdp:" not in message
+    assert "train.logging_steps:" not in message
     assert runs.content(unfinished) == before
 
 

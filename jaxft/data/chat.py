@@ -63,7 +63,8 @@ def render(
         text = example["text"] + eos
         return replace(_plain(text, ((0, len(text)),), tokenizer), document=True)
     if chat := _chat(example, template or tokenizer.chat_template):
-        return _conversation(chat, tokenizer, template, assistant_only, turns, where)
+        first = chat.get("asked", 0) if completion_only else 0
+        return _conversation(chat, tokenizer, template, assistant_only, turns, first, where)
     asked, answer = _parts(example)
     text = asked + (answer or "") + eos
     start = len(asked) if completion_only else 0
@@ -128,14 +129,18 @@ def _conversation(
     template: str | None,
     assistant_only: bool,
     turns: str,
+    first: int,
     where: str,
 ) -> Rendered:
+    """`first`: the turn from which on a chat is learnt."""
     said = _Chat(tokenizer, chat, template, where)
     text = said.whole()
     answers = [
         i
         for i, turn in enumerate(said.messages)
-        if turn["role"] == "assistant" and (turn["content"].strip() or turn.get("tool_calls"))
+        if i >= first
+        and turn["role"] == "assistant"
+        and (turn["content"].strip() or turn.get("tool_calls"))
     ]
     if not answers:
         return Rendered(text, (), special=False)
@@ -147,7 +152,7 @@ def _conversation(
             f"task.chat_template ({', '.join(TEMPLATES)})."
         )
     if not assistant_only:
-        return Rendered(text, ((0, len(text)),), special=False)
+        return Rendered(text, ((spans[0][0] if first else 0, len(text)),), special=False)
     return Rendered(text, tuple(spans), special=False)
 
 

@@ -3,7 +3,9 @@
 messages and tools: columns ``messages``, ``conversations`` or ``conversation``, turns with role and
     content, or with from and value as ShareGPT has them; and, if there, ``tools`` and ``system``
 prompt and completion: columns of these names
-instruction, input and output: columns of these names, as Alpaca has them; ``input`` may be missing
+    (strings, or lists of turns)
+instruction, input and output: columns of these names, as Alpaca has them; ``input`` may be missing;
+    or question, context and answer in their places, as GSM8K has them
 text: the text column; or a .txt or .md file, which is one text as a whole
 
 The first form whose columns are there is taken, unless `text_column` is given: that is a choice.
@@ -22,7 +24,12 @@ from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
 from jaxft.errors import UserError
 
 CHATS = ("messages", "conversations", "conversation")
-PARTS = (("prompt", "completion"), ("instruction", "input", "output"))
+PARTS = (
+    ("prompt", "completion"),
+    ("instruction", "input", "output"),
+    ("question", "context", "answer"),
+)
+ALSO_CALLED = dict(zip(PARTS[2], PARTS[1], strict=True))
 ANSWERS = ("completion", "output")
 DOCUMENTS = (".txt", ".md")
 ROLES = ("system", "user", "assistant", "tool")
@@ -155,14 +162,15 @@ def _form(
     if not answers:
         raise UserError(
             f"{source}: nothing to answer in its columns ({', '.join(map(repr, names))}). Rows to "
-            f"answer have {', '.join(CHATS)}, prompt, or instruction and input."
+            f"answer have {', '.join(CHATS)}, prompt, question, or instruction and input."
         )
     if chosen in names:
         return lambda row, where: {"text": _string(row, str(chosen), where) or ""}
     raise UserError(
         f"{source}: its columns ({', '.join(map(repr, names))}) are no form that is known. Known "
         f"are {', '.join(CHATS[:-1])} or {CHATS[-1]}; prompt and completion; instruction, input "
-        f"and output; or one column of texts, as data.text_column={text_column} names it."
+        "and output; question and answer; or one column of texts, as "
+        f"data.text_column={text_column} names it."
     )
 
 
@@ -176,13 +184,27 @@ def _string(row: dict, column: str, where: str) -> str | None:
 
 
 def _parts(row: dict, names: Sequence[str], answers: bool, where: str) -> Example:
+    if "prompt" in names and isinstance(row.get("prompt"), list):
+        return _asked(row, answers, where)
     found = {name: _string(row, name, where) for name in names}
     for name in (names[0], names[-1]):
         if answers and found[name] is None:
             raise UserError(f"{where}: no {name!r}. A row has {names[0]} and {names[-1]}.")
+    called = {ALSO_CALLED.get(name, name): cell for name, cell in found.items()}
     return {
-        name: cell or "" for name, cell in found.items() if cell is not None or name not in ANSWERS
+        name: cell or "" for name, cell in called.items() if cell is not None or name not in ANSWERS
     }
+
+
+def _asked(row: dict, answers: bool, where: str) -> Example:
+    """A chat, and how many of its turns are the prompt, as TRL has them."""
+    said = row.get("completion") or []
+    if not isinstance(said, list) or (answers and not said):
+        raise UserError(
+            f"{where}: 'completion' is a list of turns, as 'prompt' is, found {str(said)[:40]!r}."
+        )
+    chat = _chat({**row, "turns": [*row["prompt"], *said]}, "turns", answers, where)
+    return {**chat, "asked": len(chat["messages"]) - len(said)}
 
 
 def _chat(row: dict, column: str, answers: bool, where: str) -> Example:

@@ -1,5 +1,6 @@
 """Reading the cells of a label column: names, their order, their weights, numbers."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -26,7 +27,7 @@ def names(cell: Any, problem: str, separator: str | None) -> list[str]:
 
 
 def _name(value: Any) -> str:
-    if value is None:
+    if _missing(value):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -35,19 +36,27 @@ def _name(value: Any) -> str:
     return str(int(text.partition(".")[0])) if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
+def _missing(cell: Any) -> bool:
+    """Null, or the NaN that pandas writes for it."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
 def as_text(cell: Any) -> Any:
     """A cell with its numbers written as names; an empty one and a list stay what they are."""
-    if cell is None:
+    if _missing(cell):
         return None
     return [_name(each) for each in cell] if isinstance(cell, list) else _name(cell)
 
 
 def guess(label: Sequence[Any], separator: str | None) -> Problem:
-    """Lists or a separator mean several labels; numbers that are not all whole mean regression."""
+    """Lists or a separator mean several labels; numbers that are not all whole mean regression.
+
+    What is missing says nothing, and is named where the labels are read.
+    """
     if separator is not None or any(isinstance(cell, list | tuple | np.ndarray) for cell in label):
         return "multi_label_classification"
     try:
-        numbers = [float(cell) for cell in label]
+        numbers = [float(cell) for cell in label if not _missing(cell)]
     except (TypeError, ValueError):
         return "single_label_classification"
     whole = all(number.is_integer() for number in numbers)

@@ -4,7 +4,7 @@ Neither devices, hosts nor accumulation change which examples an update sees, an
 iterator state. R rows, M examples a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -22,8 +22,10 @@ MULTIPLE = 8
 """Widths are multiples of this, unless the attention kernel wants more."""
 GROUP = 50
 """Batches whose examples are sorted by length together."""
+TOGETHER = 1000
+"""Batches, of as many epochs as have so many, that are laid out at a time for their shape."""
 SAMPLE = 200
-"""Batches of an epoch that widths are tried on: those with the most tokens."""
+"""Of those the ones that widths are tried on: those with the most tokens."""
 ATTENTION = 2048
 """About the width at which attention costs a small model as much as all its matrices."""
 
@@ -137,7 +139,8 @@ class Plan:
         elif self.packing == "rows":
             rows, slots = self.batch_size, self._packed[0].shape[1]
         else:
-            shapes = [_epoch(self, epoch).shape[1:] for epoch in range(self.epochs)]
+            width = self.widths[0]
+            shapes = [first_fit(lengths_NE, width).shape[1:] for lengths_NE in self._all_lengths()]
             rows, slots = np.max(shapes, axis=0).tolist()
         rows, slots = max(rows, self.floor[0]), max(slots, self.floor[1])
         return ceil(rows / self.row_unit) * self.row_unit, slots
@@ -167,17 +170,22 @@ class Plan:
         """The width, not much more than the longest example, whose rows cost the least to
         compute: as many as the batch that is hardest to pack needs, in any epoch.
         """
-        fullest = []
-        for epoch in range(self.epochs):
-            _, lengths_NE = _balanced(self, epoch)
-            fullest.append(lengths_NE[np.argsort(-lengths_NE.sum(1), kind="stable")[:SAMPLE]])
-        lengths_NE = np.concatenate(fullest)
+        lengths_NE = np.concatenate(
+            [part[np.argsort(-part.sum(1), kind="stable")[:SAMPLE]] for part in self._all_lengths()]
+        )
 
         def cost(width: int) -> float:
             rows = first_fit(lengths_NE, width).shape[1]
             return rows * width * (1 + width / ATTENTION)
 
         return min(range(longest, longest + 9 * self._step, self._step), key=cost)
+
+    def _all_lengths(self) -> Iterator[np.ndarray]:
+        """Of the examples of all epochs' batches [N, size], some epochs at a time."""
+        step = ceil(TOGETHER / self.batches_per_epoch)
+        for first in range(0, self.epochs, step):
+            epochs = range(first, min(first + step, self.epochs))
+            yield np.concatenate([_balanced(self, epoch)[1] for epoch in epochs])
 
     def _items(self, epoch: int) -> np.ndarray:
         """What an epoch deals out, in no order yet: numbers of examples or, of "rows", of rows."""

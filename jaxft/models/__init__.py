@@ -211,7 +211,12 @@ def write_folder(
 
     With a head the base's names get the family's prefix, as in transformers. Where several
     processes share the weights, all must call this; the first one writes.
+
+    Raises:
+        UserError: a `dtype` that is not written, or a value that is not finite in it.
     """
+    if dtype not in saving.NAMES:
+        raise UserError(f"dtype={dtype!r}: weights are written as {', '.join(saving.NAMES)}.")
     module = family(config)
     config = {**config, "architectures": [module.ARCHITECTURES[output]], "dtype": dtype}
     config.pop("torch_dtype", None)

@@ -1,7 +1,7 @@
 """Everything a plan knows, as one object: worked out here, shown by `rendering`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -244,8 +244,8 @@ def make(config: Config, place: Place, say: Say, questions: Questions = Question
         name = f"a {config.model.config['model_type']} from scratch"
     plain = Report(name, place, drawn, questions, footprint, scoring, update, evaluation)
     tried = () if plain.fits else try_out(drawn, place, estimate, say)
-    made = Report(name, place, drawn, questions, footprint, scoring, update, evaluation, tried)
-    return Report(**{**vars(made), "advice": advise(_case(made))})
+    made = replace(plain, tried=tried)
+    return replace(made, advice=advise(_case(made)))
 
 
 def _case(report: Report) -> Case:

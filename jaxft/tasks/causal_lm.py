@@ -139,9 +139,10 @@ class Task(Options):
         }
         return {name: value for name, value in ids.items() if value is not None}
 
-    def files(self, tokenizer: Any) -> dict[str, Any]:
-        """JSON files that an export has beside the model's."""
-        return {"generation_config.json": self.config(tokenizer)}
+    def files(self, tokenizer: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        """JSON files that an export has beside the model's: it writes as the one it began as."""
+        known = origin.get("generation_config", {})
+        return {"generation_config.json": known | self.config(tokenizer)}
 
     def describe(self) -> str:
         """What is learnt, in words."""

@@ -156,7 +156,7 @@ class Task:
             "label2id": {name: i for i, name in enumerate(self.labels)},
         }
 
-    def files(self, tokenizer: Any) -> dict[str, Any]:
+    def files(self, tokenizer: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
         """JSON files that an export has beside the model's: none."""
         return {}
 

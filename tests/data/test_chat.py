@@ -156,6 +156,13 @@ def test_a_named_template_goes_before_the_tokenizers_own():
     assert trained(TWO, tokenizer, template="plain") == [" Hello</s>", " Bye.</s>"]
 
 
+def test_of_turns_that_are_a_prompt_none_is_learnt():
+    tokenizer, two = templated(TEMPLATES["chatml"], *CHATML), {**TWO, "asked": 3}
+    assert trained(two, tokenizer) == ["Bye.<|im_end|>"]
+    assert trained(two, tokenizer, completion_only=False) == trained(TWO, tokenizer)
+    assert trained(two, tokenizer, assistant_only=False) == ["Bye.<|im_end|>\n"]
+
+
 @pytest.mark.parametrize(
     ("template", "example", "spans"),
     [

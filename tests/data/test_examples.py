@@ -58,6 +58,21 @@ def examples(path, **options):
             {"instruction": "a", "input": "b", "output": "c"},
             "a\n\nb\n\nc",
         ),
+        (
+            {"question": "a", "answer": "b #### 4"},
+            {"instruction": "a", "input": "", "output": "b #### 4"},
+            "a\n\nb #### 4",
+        ),
+        (
+            {"answer": "c", "question": "a", "context": "b"},
+            {"instruction": "a", "input": "b", "output": "c"},
+            "a\n\nb\n\nc",
+        ),
+        (
+            {"prompt": HELLO[:1], "completion": HELLO[1:]},
+            {"messages": HELLO, "asked": 1},
+            "User: hi\n\nAssistant: Hello",
+        ),
         ({"text": "a\nb"}, {"text": "a\nb"}, "a\nb"),
         ({"text": None}, {"text": ""}, ""),
     ],
@@ -192,6 +207,8 @@ def turn(role="user", content="hi", **more):
         ("a.csv", "a,b\n", {"header": False}, r"position from 0 to 1, found data.text_column=text"),
         ("a.csv", "text,text\na,b\n", {}, r"2 columns are called 'text'"),
         ("a.jsonl", [{"prompt": "a"}], {}, r"columns \('prompt'\) are no form"),
+        ("a.jsonl", [{"prompt": HELLO, "completion": "a"}], {}, r"'completion' is a list of turns"),
+        ("a.jsonl", [{"prompt": HELLO, "completion": []}], {}, r"'completion' is a list of turns"),
         ("a.jsonl", [{"text": 3}], {}, r"a.jsonl line 1: 'text' is text, found '3', a int"),
         (
             "a.jsonl",

@@ -186,6 +186,21 @@ def test_shared_rows_cost_the_least_and_are_well_filled_whatever_the_seed(draw, 
         assert costs[made.widths[0]] == min(costs.values())
 
 
+def test_many_epochs_are_laid_out_together(monkeypatch):
+    calls = []
+
+    def counted(lengths_NE, width):
+        calls.append(width)
+        return first_fit(lengths_NE, width)
+
+    monkeypatch.setattr("jaxft.data.plan.first_fit", counted)
+    made = plan(100, 8, epochs=300)
+    rows_at_most, slots_at_most = made.shape
+    assert len(calls) < 20
+    for k in range(0, 300 * made.batches_per_epoch, 97):
+        assert made[k][0].shape == (rows_at_most, slots_at_most)
+
+
 def test_shared_rows_are_little_wider_than_the_longest_example():
     made = Plan(lognormal(5000), 32, 256, seed=3)
     assert made.lengths.max() <= made.widths[0] <= made.lengths.max() + 9 * MULTIPLE

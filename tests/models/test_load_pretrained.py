@@ -70,11 +70,17 @@ def test_a_loaded_head_keeps_its_labels_and_can_be_replaced(tiny_bert_folder, tm
     kept = json.loads((tmp_path / "again" / "config.json").read_text())
     assert {key: kept[key] for key in names} == names
 
-    with pytest.raises(UserError, match="new_head=true"):
+    with pytest.raises(UserError, match="in Python new_head=True"):
         load_pretrained(tmp_path / "two", output="classify", num_labels=4)
     with pytest.warns(UserWarning, match="new, initialised"):
         other = load_pretrained(tmp_path / "two", output="classify", num_labels=4, new_head=True)
     assert other.heads["classify"].kernel.shape == (32, 4)
+
+
+def test_a_type_that_is_not_written_is_refused_before_anything_is(tiny_bert_folder, tmp_path):
+    with pytest.raises(UserError, match="dtype='int8': weights are written as float32, bfloat16"):
+        save_pretrained(load_pretrained(tiny_bert_folder), tmp_path / "out", dtype="int8")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_fresh_head_depends_on_the_seed(tiny_bert_folder):
