@@ -86,9 +86,10 @@ def resume_conflicts(saved: Config, given: Config) -> list[str]:
 
 
 def steps(value: values.CountOrShare, total: int) -> int:
-    """A number of updates: a count as it is, a share of all rounded up (so that only 0 gives 0)."""
-    # The last factor keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
-    return value if isinstance(value, int) else math.ceil(value * total * (1 - 1e-12))
+    """A number of updates: a count as it is, a share of all rounded up, as in transformers: only 0
+    gives 0, and 0.07 of 100, which is 7.000000000000001, gives 8.
+    """
+    return value if isinstance(value, int) else math.ceil(total * value)
 
 
 @dataclasses.dataclass(frozen=True)

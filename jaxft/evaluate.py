@@ -2,6 +2,7 @@
 
 from jaxft import files, flags
 from jaxft.data.features import read_rows
+from jaxft.data.sources import refuse_unread
 from jaxft.errors import UserError
 from jaxft.experiment import tokenise_splits
 from jaxft.scoring import Scorer
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> None:
         source = given.data or data.test or data.validation
         if source is None:
             raise UserError("The run has no test or validation file; name one with --data=FILE.")
+        refuse_unread(overrides, [source])
         split = "test" if data.test else "validation"
         rows = read_rows(experiment.module, source, data, aloud, split=split)
         splits = tokenise_splits(experiment, {"data": rows}, aloud)

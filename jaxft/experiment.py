@@ -265,6 +265,10 @@ def reopen(
 
 
 def tokenise_splits(experiment: Experiment, rows: Mapping[str, Rows], say: Say) -> dict[str, Split]:
-    """Each split as the model sees it."""
+    """Each split as the model sees it. Raises: UserError for one that cannot be scored."""
     data, task, tokenizer = experiment.config.data, experiment.task, experiment.tokenizer
-    return {name: tokenise(part, task, tokenizer, data, say) for name, part in rows.items()}
+    splits = {name: tokenise(part, task, tokenizer, data, say) for name, part in rows.items()}
+    for split in splits.values():
+        if split.targets is not None:
+            task.check(split.targets, split.rows.source)
+    return splits

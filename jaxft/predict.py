@@ -16,6 +16,7 @@ import numpy as np
 from jaxft import files, flags, schema, values
 from jaxft.data.echo import read_raw
 from jaxft.data.features import Rows
+from jaxft.data.sources import refuse_unread
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment
 from jaxft.generate import Sampling
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> None:
         open_trained(Workdir(given.workdir), given.step, aloud, overrides) as trained,
         _output(given.output) as output,
     ):
+        refuse_unread(overrides, [source])
         experiment, seed = sampled(trained.experiment, words)
         rows = predict(replace(trained, experiment=experiment), source, seed, aloud)
         output.writelines(f"{files.dumps(row)}\n".encode() for row in rows)

@@ -77,6 +77,16 @@ class SingleLabel(_Classes):
             raise UserError(f"{source}, line {where[rows.index([])]}: the label is empty.")
         return [number for (number,) in self._numbers(rows, where, source)]
 
+    def check(self, targets: Sequence[int], source: str) -> None:
+        """Raises: UserError where every row is of weight 0, over which no loss can be averaged."""
+        found = sorted(set(targets))
+        if not any(self.weights[i] for i in found):
+            raise UserError(
+                f"{source}: all rows are {' or '.join(repr(self.labels[i]) for i in found)}, which "
+                "task.class_weights gives 0, so that these rows have no loss. Add rows of another "
+                "class, or give one of these a weight."
+            )
+
     def losses(self, logits_EC: jax.Array, targets_E: jax.Array) -> Losses:
         logp_EC = jax.nn.log_softmax(logits_EC)
         picked_E = jnp.take_along_axis(logp_EC, targets_E[:, None], axis=1)[:, 0]

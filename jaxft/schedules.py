@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxft.config import steps
 from jaxft.errors import UserError
 from jaxft.sections import Optim
 
@@ -147,22 +148,22 @@ def make_schedule(config: Optim, total_steps: int) -> optax.Schedule:
 
 
 def _warmup(config: Optim, total_steps: int) -> int:
-    """Updates of warmup; a share is rounded up, as in transformers."""
-    steps = config.warmup_steps
+    """Updates of warmup."""
+    given = config.warmup_steps
     if config.lr_scheduler_type == "slanted_triangular":
         default = {field.name: field.default for field in dataclasses.fields(config)}
-        if steps not in (0, default["warmup_steps"]):
+        if given not in (0, default["warmup_steps"]):
             raise UserError(
-                f"optim.warmup_steps = {steps} contradicts optim.lr_scheduler_type = "
+                f"optim.warmup_steps = {given} contradicts optim.lr_scheduler_type = "
                 '"slanted_triangular", which has a rise of its own. Set '
                 'optim.lr_scheduler_kwargs = {"cut_frac": <share of the run>} and leave '
                 "optim.warmup_steps out."
             )
         return 0
-    updates = int(steps) if steps >= 1 else math.ceil(total_steps * steps)
+    updates = steps(given, total_steps)
     if updates > total_steps:
         raise UserError(
-            f"optim.warmup_steps = {steps} is longer than the run of {total_steps} updates. "
+            f"optim.warmup_steps = {given} is longer than the run of {total_steps} updates. "
             "Give a share of the run (0.1), fewer updates, or train longer."
         )
     return updates

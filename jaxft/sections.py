@@ -99,6 +99,12 @@ class Data:
             "header": self.header,
         }
 
+    @property
+    def format_given(self) -> dict[str, Any]:
+        """What of `text_format` is not as by default; dotted key -> value."""
+        usual = Data().text_format
+        return {f"data.{k}": v for k, v in self.text_format.items() if v != usual[k]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:

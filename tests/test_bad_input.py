@@ -97,6 +97,12 @@ def test_a_label_in_validation_that_training_has_not_seen(refused, tmp_path):
     )
 
 
+def test_validation_rows_of_classes_that_weigh_nothing(refused, tmp_path):
+    path = file(tmp_path, csv("good", "good"))
+    message = refused({"data.validation": path, "task.class_weights": "{'good': 0.0}"})
+    assert f"{path}: all rows are 'good', which task.class_weights gives 0" in message
+
+
 @pytest.mark.parametrize("cell", ["nan", "", "many"])
 def test_a_regression_label_that_is_no_number(refused, tmp_path, cell):
     path = file(tmp_path, csv(0.5, 1.25, cell, 2.0))

@@ -112,6 +112,7 @@ def test_a_number_is_torchs_mean_squared_error():
 GUESSES = {
     "words": (["good", "bad"], {}, SINGLE, ("bad", "good")),
     "whole numbers, in their order": (["10", "9", "-1"], {}, SINGLE, ("-1", "9", "10")),
+    "numbers that CSV spells as floats": (["10.0", "0.0", "2"], {}, SINGLE, ("0", "2", "10")),
     "numbers that happen to be floats": ([1.0, 0.0, 2.0], {}, SINGLE, ("0", "1", "2")),
     "truth values": ([True, False], {}, SINGLE, ("False", "True")),
     "digits that Python's int does not read": (["²", "³"], {}, SINGLE, ("²", "³")),

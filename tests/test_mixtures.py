@@ -142,6 +142,7 @@ def test_a_source_all_of_whose_rows_are_dropped_is_refused_by_name(sources, caps
 
 CELLS = {
     "text.csv": ["1", "2"],
+    "floats.csv": ["1.0", "2.00"],
     "whole.jsonl": [2, 1],
     "real.jsonl": [2.0, 1.0],
     "large.parquet": ["1", "2"],
@@ -150,7 +151,7 @@ CELLS = {
 }
 
 
-def mixed(folder: Path, *names: str) -> dict[str, Rows]:
+def mixed(folder: Path, *names: str, **keys) -> dict[str, Rows]:
     """What `train` reads of a mixture of files of these names, with those labels."""
     for name in names:
         rows = [{"text": f"{name} {i}", "label": cell} for i, cell in enumerate(CELLS[name])]
@@ -162,16 +163,40 @@ def mixed(folder: Path, *names: str) -> dict[str, Rows]:
         else:
             talk.lines(folder / name, rows)
     sources = {str(folder / name): 1.0 for name in names}
-    data = Data(train=sources, validation=next(iter(sources)))
+    data = Data(train=sources, validation=next(iter(sources)), **keys)
     return read_splits(classify, data, classify.Options(), silently)
 
 
+@pytest.mark.parametrize("text", ["text.csv", "floats.csv"])
 @pytest.mark.parametrize("other", ["whole.jsonl", "real.jsonl", "large.parquet"])
-def test_labels_may_be_text_in_one_source_and_numbers_in_another(other, tmp_path):
-    rows = mixed(tmp_path, "text.csv", other)["train"]
+def test_labels_may_be_text_in_one_source_and_numbers_in_another(text, other, tmp_path):
+    rows = mixed(tmp_path, text, other)["train"]
     task = classify.Task.from_rows(classify.Options(), rows, ())
     assert task.labels == ("1", "2")
     assert rows.dataset["origin"][:] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "keys", "unread"),
+    [
+        (["whole.jsonl"], {"delimiter": ",", "header": False}, "data.delimiter=,, data.header=F"),
+        (["whole.jsonl"], {"encoding": "ascii"}, ""),
+        (["large.parquet"], {"encoding": "ascii"}, "data.encoding=ascii"),
+        (["large.parquet", "whole.jsonl"], {"quoting": False}, "data.quoting=False"),
+        (["large.parquet", "whole.jsonl"], {"encoding": "ascii"}, ""),
+        (["whole.jsonl", "text.csv"], {"delimiter": ",", "quoting": False}, ""),
+    ],
+)
+def test_pitfall_25_how_text_is_written_is_said_where_a_source_reads_it(
+    names, keys, unread, tmp_path
+):
+    if not unread:
+        assert mixed(tmp_path, *names, **keys)
+        return
+    with pytest.raises(UserError) as error:
+        mixed(tmp_path, *names, **keys)
+    assert str(error.value).startswith(unread)
+    assert all(name in str(error.value) for name in names)
 
 
 def test_lists_of_labels_are_mixed_with_lists_alone(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import TrainingArguments, get_scheduler
 
-from jaxft.config import Optim
+from jaxft.config import Optim, steps
 from jaxft.errors import UserError
 from jaxft.schedules import SHAPES, make_schedule
 
@@ -150,6 +150,15 @@ def test_a_bad_value_is_refused_before_the_run_with_what_is_allowed(name, kwargs
     config = Optim(learning_rate=PEAK, lr_scheduler_type=name, lr_scheduler_kwargs=kwargs)
     with pytest.raises(UserError, match=message):
         make_schedule(config, STEPS)
+
+
+@pytest.mark.parametrize("share", [0, 1e-9, 0.07, 0.1, 0.28, 0.999])
+@pytest.mark.parametrize("total", [10, 25, 100, 101])
+def test_a_share_of_the_run_is_rounded_as_transformers_rounds_it(share, total):
+    theirs = TrainingArguments.get_warmup_steps(SimpleNamespace(warmup_steps=share), total)
+    assert steps(share, total) == theirs
+    schedule = make_schedule(Optim(warmup_steps=share, lr_scheduler_type="constant"), total)
+    assert np.argmax(schedule(np.arange(total + 1))) == theirs
 
 
 def test_a_warmup_longer_than_the_run_is_refused_and_one_as_long_is_not():

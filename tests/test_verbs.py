@@ -173,6 +173,20 @@ def test_each_split_of_a_saved_folder_is_itself(call, finished, both):
         assert len(answers) == size
 
 
+def test_the_split_that_is_read_of_a_saved_folder_is_said(finished, both, capsys):
+    runs.VERBS["evaluate"].main([f"--workdir={finished.workdir}", f"--data={both}"])
+    assert f"{both}: its split test is read." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_pitfall_25_a_flag_that_the_rows_do_not_read_is_refused(verb, refused, finished, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a good film", "label": "good"}\n')
+    given = {"evaluate": "--data", "predict": "--input"}[verb]
+    message = refused(verb, f"{given}={path}", "--config.data.header=false")
+    assert f"data.header=false: none of {path} reads that" in message
+
+
 @pytest.fixture
 def opened(finished):
     with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:

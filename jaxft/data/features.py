@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.labels import as_text
-from jaxft.data.sources import quiet
+from jaxft.data.sources import quiet, refuse_unread, several
 from jaxft.data.splits import cut_validation, drop_empty
 from jaxft.data.templates import before_text
 from jaxft.errors import UserError
@@ -109,6 +109,8 @@ def read_rows(
     Raises:
         UserError: the source cannot be read, or more than `data.max_dropped` of its rows are empty.
     """
+    if part := several(source, split):
+        say(f"{source}: its split {part} is read.")
     options = reader.reading(data, answers=True)
     everything = reader.read(source, split=split, **options)
     named = [name for name in reader.TEXTS if name in everything.column_names]
@@ -144,6 +146,8 @@ def read_splits(reader: Reader, data: Data, options: Any, say: Say) -> dict[str,
     """
     assert data.train is not None
     weights = data.train if isinstance(data.train, dict) else {data.train: 1.0}
+    held_out = [data.validation, data.test, *data.evaluations.values()]
+    refuse_unread(data.format_given, [*weights, *filter(None, held_out)])
     mixed = {source: read_rows(reader, source, data, say) for source in weights}
     rows = {"train": _mix(mixed, tuple(weights.values()))}
     for name, source in ("validation", data.validation), ("test", data.test):

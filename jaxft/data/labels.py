@@ -30,7 +30,9 @@ def _name(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    text = str(value).strip()
+    # A column of numbers with a gap is one of floats to pandas, which writes 1 as 1.0 into a CSV.
+    return str(int(text.partition(".")[0])) if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def as_text(cell: Any) -> Any:

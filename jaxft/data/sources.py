@@ -35,6 +35,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 JSON = (".jsonl", ".ndjson", ".json")
 KNOWN = (*DELIMITERS, *JSON, ".parquet")
 PACKED = (".gz", ".bz2", ".xz")
+FORMAT = ("data.delimiter", "data.quoting", "data.header", "data.encoding")
+"""How text files are written: delimited ones have all of it, JSON the last."""
 HUB_ID = re.compile(r"(\w[\w.-]*(?:/\w[\w.-]*)?)(?:/(\w[\w.-]*))?")
 
 
@@ -98,6 +100,31 @@ def _near(files: Any, root: str) -> list[str]:
     folder, _, last = root.rpartition("/")
     there = files.ls(folder, detail=False) if files.isdir(folder) else []
     return difflib.get_close_matches(last, [entry.rpartition("/")[2] for entry in there])
+
+
+def several(path: str, split: str) -> str | None:
+    """The split that is read of a source that has splits."""
+    files, root, part = locate(path, split)
+    return part if files is None or files.exists(f"{root}/dataset_dict.json") else None
+
+
+def refuse_unread(given: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """Raises: UserError where keys of `FORMAT` are given that none of the sources reads."""
+    read = {key for path in paths for key in _format(path)}
+    if unread := [f"{key}={given[key]}" for key in FORMAT if key in given and key not in read]:
+        raise UserError(
+            f"{', '.join(unread)}: none of {', '.join(paths)} reads that. Delimited files read "
+            f"{', '.join(FORMAT)}, JSON files {FORMAT[-1]} alone, Parquet files and saved data "
+            "sets nothing of it. Leave it out."
+        )
+
+
+def _format(path: str) -> Sequence[str]:
+    files, root, _ = locate(path, "")
+    extension = extension_of(root)
+    if files is None or files.isdir(root) or extension == ".parquet":
+        return ()
+    return FORMAT[-1:] if extension in JSON else FORMAT
 
 
 def extension_of(name: str) -> str:

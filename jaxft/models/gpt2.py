@@ -36,7 +36,6 @@ HARMLESS_FIELDS = {
     "summary_proj_to_labels": _SUMMARY,
     "summary_first_dropout": _SUMMARY,
     "reorder_and_upcast_attn": Harmless("attention is in float32 either way"),
-    "scale_attn_by_inverse_layer_idx": Harmless("all layers scale alike", only=(False,)),
 }
 UNUSED_TENSORS = {
     r"lm_head\.weight": "the language-model head",
@@ -67,6 +66,7 @@ class Dims:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
 
     @property
@@ -91,6 +91,11 @@ class Dims:
             dropout=self.resid_pdrop,
         )
 
+    def scale(self, layer: int) -> float:
+        """Of attention's logits in a layer, counted from 0."""
+        width = self.decoder.head_width if self.scale_attn_weights else 1
+        return width**-0.5 / (layer + 1 if self.scale_attn_by_inverse_layer_idx else 1)
+
     @property
     def heads(self) -> int:
         """What `mesh.tensor` must divide."""
@@ -106,7 +111,6 @@ class Block(nnx.Module):
 
     def __init__(self, dims: Dims, compute: Compute, *, rngs: nnx.Rngs):
         self.dims, self.kernel = dims.decoder, compute.attention
-        self.scale = None if dims.scale_attn_weights else 1.0
         width, mlp, std = self.dims.width, self.dims.mlp, self.dims.std
         small = std * (2 * dims.n_layer) ** -0.5
 
@@ -133,7 +137,9 @@ class Block(nnx.Module):
         self.up = linear(width, mlp, ("embed", "mlp"), "mlp.c_fc", std)
         self.down = linear(mlp, width, ("mlp", "embed"), "mlp.c_proj", small)
 
-    def __call__(self, x_BLD: jax.Array, side: Side, *, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BLD: jax.Array, scale: jax.Array, side: Side, *, key: jax.Array | None
+    ) -> jax.Array:
         weights_key, attention_key, mlp_key = split(key, 3)
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)
         mixed_BLHK = attention(
@@ -144,7 +150,7 @@ class Block(nnx.Module):
             side,
             kernel=self.kernel,
             causal=True,
-            scale=self.scale,
+            scale=scale,
             rate=self.dims.attention_dropout,
             key=weights_key,
         )
@@ -153,7 +159,7 @@ class Block(nnx.Module):
         return x_BLD + dropout(self._mlp(x_BLD), self.dims.dropout, mlp_key)
 
     def extend(
-        self, x_BLD: jax.Array, side: Side, recall: Recall, memory: Memory
+        self, x_BLD: jax.Array, scale: jax.Array, side: Side, recall: Recall, memory: Memory
     ) -> tuple[jax.Array, Memory]:
         """New tokens at `recall.start` of the memory, which they see with all before them."""
         q_BLHK, k_BLHK, v_BLHK = self._project(x_BLD)
@@ -166,7 +172,7 @@ class Block(nnx.Module):
             recall.keys,
             kernel="xla",
             causal=True,
-            scale=self.scale,
+            scale=scale,
         )
         x_BLD += self.out(mixed_BLHK.reshape(x_BLD.shape))
         return x_BLD + self._mlp(x_BLD), memory
@@ -214,7 +220,11 @@ class Model(Decoder):
         self.dims, self.compute = dims.decoder, compute
         self.embeddings = Embeddings(dims, rngs=rngs)
         self.stacks = stacks(
-            self.dims, lambda window, rngs: Block(dims, compute, rngs=rngs), compute, rngs
+            self.dims,
+            lambda window, rngs: Block(dims, compute, rngs=rngs),
+            compute,
+            rngs,
+            facts=[dims.scale],
         )
         self.norm = LayerNorm(dims.n_embd, hf="ln_f", eps=dims.layer_norm_epsilon)
         self.heads = heads(self.dims, output, num_labels, rngs)

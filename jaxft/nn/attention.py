@@ -41,7 +41,7 @@ def attention(
     kernel: str,
     causal: bool = False,
     window: int | None = None,
-    scale: float | None = None,
+    scale: float | jax.Array | None = None,
     rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
@@ -54,7 +54,8 @@ def attention(
     Raises:
         ValueError: the kernel cannot do what is asked; it never falls back to another one.
     """
-    q_BLHK = q_BLHK * (q_BLHK.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q_BLHK.shape[-1] ** -0.5 if scale is None else scale
+    q_BLHK = q_BLHK * jnp.asarray(scale, q_BLHK.dtype)
     rate = rate if key is not None else 0.0
     if kernel == "splash":
         from jaxft.nn.splash import splash_attention

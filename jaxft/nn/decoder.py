@@ -225,12 +225,18 @@ def stacks(
     block: Callable[[int | None, nnx.Rngs], nnx.Module],
     compute: Compute,
     rngs: nnx.Rngs,
+    facts: Sequence[Callable[[int], float]] = (),
 ) -> nnx.Dict:
     """A stack per run of layers with the same window, by the number of its first layer."""
 
     def stack(first: int, count: int, window: int | None) -> Stack:
         return Stack(
-            lambda rngs: block(window, rngs), count, compute=compute, rngs=rngs, start=first
+            lambda rngs: block(window, rngs),
+            count,
+            compute=compute,
+            rngs=rngs,
+            start=first,
+            facts=facts,
         )
 
     return nnx.Dict({f"from_{run[0]}": stack(*run) for run in dims.runs()})

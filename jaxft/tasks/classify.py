@@ -112,14 +112,11 @@ class Task:
     def from_data(
         cls, options: Options, label: Sequence[Any], known: Sequence[str] = (), source: str = ""
     ) -> "Task":
-        """Reads problem and label names off the training split, which comes from `source`.
-
-        `known` are the labels of a checkpoint's own head: their order is kept when the data have no
-        others.
+        """Reads problem and label names off the training split, which comes from `source`; where
+        these are `known`, the labels of a checkpoint's own head, their order is kept.
 
         Raises:
-            UserError: one class only, values that are no numbers, weights for labels that are not
-            there.
+            UserError: one class only, no numbers, weights for labels that are not there.
         """
         problem = options.problem(label)
         for key, problems in READ_BY.items():
@@ -194,13 +191,16 @@ class Task:
             features["target"] = self.kind.targets(columns[LABEL], columns["line"], source)
         return features
 
+    def check(self, targets: Sequence[Any], source: str) -> None:
+        """Raises: UserError where the targets of a split give no loss."""
+        if isinstance(self.kind, SingleLabel):
+            self.kind.check(targets, source)
+
     def collate(self, layout: Layout) -> np.ndarray:
         """Targets of a batch: int32 [B, M], or float32 [B, M] or [B, M, C]."""
         if "target" in layout.columns:
-            targets = np.asarray(layout.columns["target"], self.kind.target_dtype)
-        else:
-            targets = self._no_targets(len(layout.columns["input_ids"]))
-        return layout.examples(targets)
+            return layout.examples(np.asarray(layout.columns["target"], self.kind.target_dtype))
+        return layout.examples(self._no_targets(len(layout.columns["input_ids"])))
 
     def _no_targets(self, examples: int) -> np.ndarray:
         return np.zeros((examples, *self.kind.target_shape), self.kind.target_dtype)

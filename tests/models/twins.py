@@ -36,15 +36,9 @@ KINDS = (
     ("mistral", "window"),
     ("qwen2", "layer_types"),
     ("qwen3", "window"),
-    ("gpt2", "plain"),
-)
-"""One of each family; with windows where it has them."""
-REFUSED = {
     ("gpt2", "by_inverse_layer_idx"),
-    ("gpt2", "unscaled_by_inverse_layer_idx"),
-    ("gpt2", "every_field"),
-}
-"""All have `scale_attn_by_inverse_layer_idx`, which stops the import."""
+)
+"""One of each family; with layers that differ where it has them."""
 AUTO = {"causal_lm": AutoModelForCausalLM, "classify": AutoModelForSequenceClassification}
 
 
