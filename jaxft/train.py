@@ -18,7 +18,8 @@ from jaxft.compilation import keep_compiled
 from jaxft.config import Config
 from jaxft.data.batches import stream
 from jaxft.data.cache import cache_key
-from jaxft.data.features import EVALUATION, tokenizer_content
+from jaxft.data.encoding import tokenizer_content
+from jaxft.data.features import EVALUATION
 from jaxft.errors import UserError
 from jaxft.experiment import assemble
 from jaxft.history import History
