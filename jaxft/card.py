@@ -10,7 +10,7 @@ from jaxft.trained import Trained
 def model_card(trained: Trained) -> str:
     """Markdown with the front matter that the hub reads."""
     experiment, config = trained.experiment, trained.experiment.config
-    result = trained.workdir.read_json("result.json") or {}
+    result = trained.workdir.result() or {}
     base, pipeline = config.model.pretrained, experiment.module.PIPELINE
     on_hub = base and not base.startswith(("/", ".", "~"))
     return "\n".join(

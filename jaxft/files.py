@@ -146,6 +146,15 @@ def dumps(obj: Any, indent: int | None = None) -> str:
     return json.dumps(_plain(obj), indent=indent, allow_nan=False, ensure_ascii=False)
 
 
+def numbers(obj: Any) -> Any:
+    """What was read of a JSON file by `dumps`, with its non-finite numbers."""
+    if isinstance(obj, dict):
+        return {key: numbers(value) for key, value in obj.items()}
+    if isinstance(obj, list):
+        return [numbers(value) for value in obj]
+    return float(obj) if obj in ("NaN", "Infinity", "-Infinity") else obj
+
+
 def _plain(obj: Any) -> Any:
     if isinstance(obj, Mapping):
         return {str(key): _plain(value) for key, value in obj.items()}

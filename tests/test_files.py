@@ -9,8 +9,9 @@ from threading import Thread
 import pytest
 from conftest import REPOSITORY
 
-from jaxft import files
+from jaxft import card, files, summary
 from jaxft.errors import UserError
+from jaxft.workdir import Workdir
 
 
 def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path):
@@ -64,3 +65,21 @@ def test_a_bucket_without_its_package_names_the_extra_that_has_it(monkeypatch):
     extras = extras["optional-dependencies"]
     assert any(needed.startswith("gcsfs") for needed in extras["gcs"])
     assert "jaxft[gcs]" in extras["tpu"]
+
+
+def test_scores_that_are_not_finite_are_numbers_again_when_a_result_is_read(tmp_path, capsys):
+    """Its second start and its export write them."""
+    workdir = Workdir(str(tmp_path))
+    scores = {"loss": 800.0, "perplexity": float("inf"), "pearson": float("nan")}
+    made = {"step": 2, "best_step": 2, "validation": scores, "before": {}, "examples_per_s": 1.0}
+    workdir.write_json("result.json", {**made, "device": "8 x cpu", "steady_tokens_per_s": None})
+    read = workdir.result()
+    assert read["validation"] == pytest.approx(scores, nan_ok=True)
+    assert (read["device"], read["steady_tokens_per_s"]) == ("8 x cpu", None)
+    shown = "loss 800.0000, perplexity inf, pearson nan"
+    assert f"| validation | {shown} |" in card._scores(read)
+    said = []
+    summary.announce(read, workdir, said.append)
+    assert f"  validation  {shown}" in said
+    assert '"perplexity": "Infinity"' in capsys.readouterr().out
+    assert Workdir(str(tmp_path / "none")).result() is None
