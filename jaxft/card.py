@@ -11,7 +11,7 @@ from jaxft.trained import Trained
 def model_card(trained: Trained, hub_id: str | None) -> str:
     """Markdown with the front matter that the hub reads; `hub_id` is of the model it began as."""
     experiment, config = trained.experiment, trained.experiment.config
-    result = trained.workdir.read_json("result.json") or {}
+    result = trained.workdir.result() or {}
     base, pipeline = config.model.pretrained, experiment.module.PIPELINE
     return "\n".join(
         [

@@ -25,11 +25,11 @@ def main(argv: list[str]) -> None:
     given, overrides = parser.given(argv)
     with open_trained(Workdir(given.workdir), given.step, aloud, overrides) as trained:
         experiment, data = trained.experiment, trained.experiment.config.data
-        source = given.data or data.test or data.validation
+        own = ("test", data.test) if data.test else ("validation", data.validation)
+        split, source = ("test", given.data) if given.data else own
         if source is None:
             raise UserError("The run has no test or validation file; name one with --data=FILE.")
         refuse_unread(overrides, [source])
-        split = "test" if data.test else "validation"
         rows = read_rows(experiment.module, source, data, aloud, split=split)
         splits = tokenise_splits(experiment, {"data": rows}, aloud)
         scores, _ = Scorer(experiment, splits).scores(trained.params, "data")

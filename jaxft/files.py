@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from secrets import token_hex
 from typing import Any, BinaryIO
 
 import fsspec
@@ -23,6 +24,8 @@ from jaxft.errors import UserError
 PathLike = str | os.PathLike[str]
 
 REMOTE_FLUSH_S = 60.0
+GOOGLE = ("gs://", "gcs://")
+"""What the `gcs` extra is for."""
 
 
 class Appender:
@@ -74,7 +77,10 @@ def locate(path: PathLike) -> tuple[Any, str]:
     """The file system of a path or URL, and the path in it. Raises: UserError."""
     try:
         fs, where = fsspec.core.url_to_fs(os.fspath(path))
-    except (ImportError, ValueError) as error:  # no gcsfs; no such protocol
+    except ImportError as error:
+        extra = " (pip install 'jaxft[gcs]')" if os.fspath(path).startswith(GOOGLE) else ""
+        raise UserError(f"cannot use {path}: {error}{extra}") from error
+    except ValueError as error:  # no such protocol
         raise UserError(f"cannot use {path}: {error}") from error
     return fs, where
 
@@ -111,10 +117,10 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
         return
     folder, name = os.path.split(os.path.realpath(where))
     os.makedirs(folder, exist_ok=True)
-    # the name must not look like the file's own: TensorBoard picks up whatever holds "tfevents"
-    aside = os.path.join(folder, f".{name.split('.')[0]}.aside")
+    # Nobody else's name, nor one like the file's own: TensorBoard picks up what holds "tfevents".
+    aside = os.path.join(folder, f".jaxft-{token_hex(8)}.aside")
     try:
-        with open(aside, "wb") as file:
+        with open(aside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -138,6 +144,15 @@ def write_json(path: PathLike, obj: Any) -> None:
 def dumps(obj: Any, indent: int | None = None) -> str:
     """Strict JSON; numpy values become plain ones, non-finite numbers "NaN" and "Infinity"."""
     return json.dumps(_plain(obj), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def numbers(obj: Any) -> Any:
+    """What was read of a JSON file by `dumps`, with its non-finite numbers."""
+    if isinstance(obj, dict):
+        return {key: numbers(value) for key, value in obj.items()}
+    if isinstance(obj, list):
+        return [numbers(value) for value in obj]
+    return float(obj) if obj in ("NaN", "Infinity", "-Infinity") else obj
 
 
 def _plain(obj: Any) -> Any:

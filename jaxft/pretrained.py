@@ -6,7 +6,7 @@ A tensor's name in the file is the weight's own `hf` name, behind the family's p
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -175,7 +175,7 @@ def _load(matched: Match, weight: Weight, sharding: jax.sharding.Sharding | None
     split = sharding is not None and sharding.shard_shape(shape)[axis] != shape[axis]
     if split or len(spans) == 1:
         return _put(shape, sharding, lambda index: _part(matched, weight, index))
-    value = jnp.zeros(shape, jnp.float32, device=sharding)
+    value = _zeros(shape, sharding)
     insert = _inserter(sharding, axis)
     for span in spans:
 
@@ -188,6 +188,12 @@ def _load(matched: Match, weight: Weight, sharding: jax.sharding.Sharding | None
         # One at a time: the next is not read while this one still waits for its place.
         value = insert(value, _put(size, sharding, part), np.int32(span.start)).block_until_ready()
     return value
+
+
+def _zeros(shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """Made by a program: `jnp.zeros` itself cannot make an array in the host's memory."""
+    zeros: jax.Array = jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)()
+    return zeros
 
 
 @cache

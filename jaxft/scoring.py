@@ -10,6 +10,7 @@ import numpy as np
 from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.features import EVALUATION, Rows, Split, tokenise
 from jaxft.data.plan import Plan
+from jaxft.errors import UserError
 from jaxft.experiment import Experiment
 from jaxft.generate import Generator
 from jaxft.stderr import Say, silently
@@ -18,6 +19,10 @@ WIDTHS = 3
 """How many widths unpacked evaluation uses at most; training sees each row more often."""
 Outputs = dict[str, np.ndarray]
 """What `task.predict` gives per example, [N, ...], in the order of the split."""
+
+
+class NonFiniteAnswers(UserError):
+    """A model's answers to some rows are no numbers: a score of all of them would hide it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class Scorer:
         return self._loader[0](params)
 
     def _outputs(self, working: Any, name: str) -> Outputs:
+        """Raises: NonFiniteAnswers."""
         plan, source = self._plans[name], self._source(name)
         pending = [
             self._compiled[plan.shape, plan[k][1]](working, put(source[k], self._experiment.rows))
@@ -139,7 +145,13 @@ class Scorer:
         parts = [jax.tree.map(np.asarray, part) for part in pending]
         rows = np.concatenate([part.pop("rows_N") for part in parts])
         order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
-        return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
+        found = {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
+        if bad := np.count_nonzero(~np.isfinite(found["losses_N"])):
+            raise NonFiniteAnswers(
+                f"{self._splits[name].rows.source}: the model answers {bad} of {len(order)} rows "
+                "with what is no finite number; these weights are of no use."
+            )
+        return found
 
     def _tools(self, params: Any) -> Tools:
         return Tools(self._experiment, params, programs=self._programs)

@@ -27,13 +27,17 @@ from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.report import RunLog
-from jaxft.scoring import Outputs
+from jaxft.scoring import NonFiniteAnswers, Outputs
 from jaxft.stderr import Say
 from jaxft.workdir import Workdir
 
 WORST = 30
 WORTH_SAYING = 1.1
 """So many times as many tokens computed are worth another setting."""
+TAMER = (
+    "Try, in a new --workdir: a lower optim.learning_rate or more optim.warmup_steps; "
+    "optim.max_grad_norm=1.0; model.dtype=float32"
+)
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "grain")
 
 
@@ -262,7 +266,11 @@ def advise_non_finite(error: NonFiniteLoss, folder: str) -> str:
     """What to do about a loss that is not finite."""
     return (
         f"Update {error.step} was refused: loss {error.loss}, gradient norm {error.grad_norm}. The "
-        f"weights before it are saved; the batch is in {folder}.\nTry, in a new --workdir: a lower "
-        "optim.learning_rate or more optim.warmup_steps; optim.max_grad_norm=1.0; "
-        "model.dtype=float32; and look at the rows of that batch."
+        f"weights before it are saved; the batch is in {folder}.\n{TAMER}; and look at the rows of "
+        "that batch."
     )
+
+
+def advise_non_finite_answers(error: NonFiniteAnswers, step: int, name: str) -> str:
+    """What to do about weights that answer without numbers."""
+    return f"Scoring {name} after update {step}: {error}\n{TAMER}."

@@ -18,7 +18,8 @@ from jaxft.compilation import keep_compiled
 from jaxft.config import Config
 from jaxft.data.batches import stream
 from jaxft.data.cache import cache_key
-from jaxft.data.features import EVALUATION, tokenizer_content
+from jaxft.data.encoding import tokenizer_content
+from jaxft.data.features import EVALUATION
 from jaxft.errors import UserError
 from jaxft.experiment import assemble
 from jaxft.history import History
@@ -29,7 +30,7 @@ from jaxft.parts import Parts
 from jaxft.pretrained import Match
 from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
-from jaxft.scoring import Outputs
+from jaxft.scoring import NonFiniteAnswers, Outputs
 from jaxft.sharding import bytes_per_device
 from jaxft.source import origin
 from jaxft.stderr import Say, aloud, silently
@@ -63,9 +64,7 @@ def main(argv: list[str]) -> None:
             say(line)
         workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
         workdir.refuse_other_config(config, tasks.options)
-        result = tell("result", workdir.read_json("result.json")) or train(
-            config, workdir, say, given.plan
-        )
+        result = tell("result", workdir.result()) or train(config, workdir, say, given.plan)
         if leads:
             summary.announce(result, workdir, say)
 
@@ -237,7 +236,7 @@ class Run(Parts):
 
     def _evaluate(self, recorder: Recorder, state: TrainState, step: int) -> dict[str, float]:
         recorder.drain()
-        scores, outputs = self.scorer.scores(state.params, "validation")
+        scores, outputs = self._scores(state.params, step, "validation")
         self.validated = {step: (scores, outputs)}
         self.history.evaluations.append((step, scores))
         targets = self.splits["validation"].targets
@@ -249,7 +248,7 @@ class Run(Parts):
         """Scores of the named evaluation sets; at step 0, what there is to forget."""
         for name in self.splits:
             if name.startswith(EVALUATION):
-                scores, _ = self.scorer.scores(state.params, name)
+                scores, _ = self._scores(state.params, step, name)
                 summary.log_further(recorder, name, step, scores)
                 if step == 0:
                     self.history.before[name] = scores
@@ -258,7 +257,13 @@ class Run(Parts):
     def _final_scores(self, params: Tree, best: int, name: str) -> tuple[dict[str, float], Outputs]:
         if name == "validation" and best in self.validated:
             return self.validated[best]
-        return self.scorer.scores(params, name)
+        return self._scores(params, best, name)
+
+    def _scores(self, params: Tree, step: int, name: str) -> tuple[dict[str, float], Outputs]:
+        try:
+            return self.scorer.scores(params, name)
+        except NonFiniteAnswers as error:
+            raise UserError(summary.advise_non_finite_answers(error, step, name)) from error
 
     def _has_stalled(self) -> bool:
         patience, lower = self.config.train.early_stopping_patience, self.experiment.lower_is_better

@@ -128,6 +128,11 @@ class Workdir:
                 f"--workdir={self.path}: {name} cannot be used: {reason} ({name})."
             ) from error
 
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run's `result.json` holds, its scores as numbers again."""
+        found: dict[str, Any] | None = files.numbers(self.read_json("result.json"))
+        return found
+
     @property
     def _holds_work(self) -> bool:
         """Whether there is anything here that another run would spoil: a checkpoint or a result."""

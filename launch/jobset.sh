@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fills in launch/jobset.yaml and applies it: several GPU hosts on Kubernetes.
 #   launch/jobset.sh [--print] NAME --image=IMAGE --hosts=N --gpus=G -- --workdir=gs://BUCKET/run [flags of python -m jaxft.train]
-# IMAGE has this package with its cuda extra; G is the number of GPUs of each host.
+# IMAGE has this package with its cuda extra (and gcs, for gs:// paths); G is the number of GPUs of each host.
 source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
 read_words "$@"
 image='' hosts='' gpus=''

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from conftest import REPOSITORY
 from jaxft import pretrained, saving
 from jaxft.models import Blueprint, write_folder
 from jaxft.nn import weights
+from jaxft.nn.remat import HOST
 from jaxft.nn.weights import Path as WeightPath
 from jaxft.nn.weights import flatten
 from jaxft.sharding import AXES, Places, make_mesh
@@ -60,24 +62,29 @@ def opened(folder: Path) -> tuple[Blueprint, pretrained.Match]:
     return drawn, drawn.match(checkpoint)
 
 
-def shared(drawn: Blueprint, split: tuple[int, ...]) -> dict[WeightPath, Any]:
-    return Places(drawn.weights, make_mesh(dict(zip(AXES, split, strict=True)))).params
+def shared(
+    drawn: Blueprint, split: tuple[int, ...], memory_kind: str | None = None
+) -> dict[WeightPath, Any]:
+    mesh = make_mesh(dict(zip(AXES, split, strict=True)), jax.devices()[: prod(split)])
+    return Places(drawn.weights, mesh, memory_kind=memory_kind).params
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 def test_blocks_make_the_weights_and_the_file(small_blocks, family, tmp_path):
-    """Fused, transposed and stacked ones, on one device and over a mesh."""
+    """Fused, transposed and stacked ones, on one device, over a mesh, in host memory."""
     folder = talk.folder(tmp_path, family)
     drawn, matched = opened(folder)
     expected = dict(flatten(talk.drawn(family, 0.1)[1]))
     assert sum(len(weight.blocks()) > 1 for weight in drawn.weights.values()) > 5
-    for shardings in (None, shared(drawn, SPLITS[1]), shared(drawn, SPLITS[3])):
+    in_host_memory = shared(drawn, (1, 1, 1, 1), HOST)
+    for shardings in (None, shared(drawn, SPLITS[1]), shared(drawn, SPLITS[3]), in_host_memory):
         found = pretrained.read(matched, drawn.weights, shardings)
         assert found.keys() == expected.keys()
         for path, value in found.items():
             np.testing.assert_array_equal(value, expected[path], str(path))
             if shardings is not None:
                 assert value.sharding.is_equivalent_to(shardings[path], value.ndim)
+                assert value.sharding.memory_kind == shardings[path].memory_kind
     write_folder(tmp_path / "out", drawn.config, found, drawn.weights, output="causal_lm")
     written = tmp_path / "out" / "model.safetensors"
     assert written.read_bytes() == (folder / "model.safetensors").read_bytes()

@@ -9,10 +9,12 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import runs
@@ -22,6 +24,8 @@ from sklearn import metrics
 from jaxft import saving
 from jaxft.data.sources import quiet
 from jaxft.nn.weights import flatten
+from jaxft.predict import predict
+from jaxft.scoring import NonFiniteAnswers
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -179,6 +183,19 @@ def test_the_split_that_is_read_of_a_saved_folder_is_said(finished, both, capsys
     assert f"{both}: its split test is read." in capsys.readouterr().err
 
 
+def test_the_split_that_is_read_is_the_same_for_runs_without_test_rows(
+    finished, both, tmp_path, capsys
+):
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["test"] = None
+    (workdir / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    for source, size in {f"--data={both}": 19, "": 21}.items():
+        runs.VERBS["evaluate"].main([f"--workdir={workdir}", *filter(None, [source])])
+        assert json.loads(capsys.readouterr().out)["rows"] == size
+
+
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
 def test_pitfall_25_a_flag_that_the_rows_do_not_read_is_refused(verb, refused, finished, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -192,6 +209,12 @@ def test_pitfall_25_a_flag_that_the_rows_do_not_read_is_refused(verb, refused, f
 def opened(finished):
     with open_trained(Workdir(str(finished.workdir)), "best", lambda text: None) as trained:
         yield trained
+
+
+def test_pitfall_11_no_row_gets_an_answer_that_is_no_number(opened, finished):
+    nan = jax.tree.map(lambda x: x * np.float32("nan"), opened.params)
+    with pytest.raises(NonFiniteAnswers, match=r"test\.csv: the model answers 19 of 19 rows with"):
+        predict(replace(opened, params=nan), finished.keys["data.test"], 0, lambda text: None)
 
 
 @pytest.mark.parametrize("packing", ["batch", "none"])

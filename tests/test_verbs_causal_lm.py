@@ -14,6 +14,7 @@ import runs
 import talk
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import processors
 
 from jaxft import train
 from jaxft.nn.tokens import Tokens
@@ -327,7 +328,14 @@ def test_pitfall_8_an_export_is_served_with_the_template_and_the_stop_it_was_tra
 
 
 def test_a_gpt2_classifies(tmp_path, capsys):
+    """Its tokenizer pads with the token that it puts after each text."""
     folder = talk.folder(tmp_path, "gpt2")
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 1)]
+    )
+    tokenizer.save_pretrained(folder)
     words = [(label, label) for label in ("bad", "good", "good one", "bad one")]
     content = [(f"{text} {i % 5}", label.split()[0]) for i, (text, label) in enumerate(words * 10)]
     path = runs.table(tmp_path / "rows.csv", content)
@@ -368,7 +376,7 @@ def test_a_gpt2_classifies(tmp_path, capsys):
     texts = [text for text, _ in content[:8]]
     with torch.no_grad():  # transformers finds the last token by the config's pad_token_id
         logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
-    assert model.config.pad_token_id == 0
+    assert model.config.pad_token_id == tokenizer.pad_token_id == 0
     scores = torch.softmax(logits, -1).numpy()
     ours = [[row["scores"][name] for name in ("bad", "good")] for row in said["predict"][:8]]
     np.testing.assert_allclose(scores, ours, atol=SAME_LOGITS)

@@ -4,11 +4,15 @@ tokenizers, asked for a pair that is cut, makes an encoding of every part of the
 every part of the second, quadratic in their lengths; therefore the texts are put together here.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
 from jaxft.errors import UserError
+
+BESIDE = ("truncation_side", "split_special_tokens", "model_input_names")
+"""What decides a fast tokenizer's ids and is kept beside its backend."""
 
 
 def encode(sides: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> dict[str, list]:
@@ -49,6 +53,28 @@ def encode(sides: Sequence[Sequence[str]], tokenizer: Any, max_length: int) -> d
     return {name: out[name] for name in out if name == "full_length" or name in frame}
 
 
+def with_padding(tokenizer: Any) -> Any:
+    """The tokenizer with a padding token, EOS where it has none; but never the one that it puts
+    after a text, which a reader that looks for the last token that is no padding would overlook.
+
+    Raises: UserError where it has no other special token.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    last = tokenizer("a")["input_ids"][-1:]
+    if last == [tokenizer.pad_token_id]:
+        known = sorted(tokenizer.added_tokens_decoder.items())
+        free = [token.content for number, token in known if token.special and number not in last]
+        if not free:
+            raise UserError(
+                f"The tokenizer pads with {tokenizer.pad_token!r}, which it puts after each text "
+                "too, and has no other special token to pad with. Add one by model.new_tokens="
+                "{'<pad>': None}."
+            )
+        tokenizer.pad_token = free[0]
+    return tokenizer
+
+
 def _kept(lengths: list[int], room: int) -> list[int]:
     """How many tokens of each text fit: the longer one of two is cut first.
 
@@ -60,3 +86,16 @@ def _kept(lengths: list[int], room: int) -> list[int]:
         return [room]
     less = min(*lengths, room // 2)
     return [less, room - less] if lengths[0] <= lengths[1] else [room - less, less]
+
+
+def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """What a fast tokenizer does to texts and chats, as JSON; the options that its last call left
+    in it are no part of that.
+    """
+    left_behind = {"truncation": None, "padding": None}
+    named = {
+        "special_tokens": tokenizer.special_tokens_map,
+        "chat_template": tokenizer.chat_template,
+        **{name: getattr(tokenizer, name) for name in BESIDE},
+    }
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | left_behind | named

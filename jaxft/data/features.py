@@ -1,10 +1,10 @@
 """Files -> rows -> token ids and targets, with what was dropped and cut on the way."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 
 from jaxft.data.cache import cache_key, cached_map, content_hash
+from jaxft.data.encoding import tokenizer_content
 from jaxft.data.labels import as_text
 from jaxft.data.sources import quiet, refuse_unread, several
 from jaxft.data.splits import cut_validation, drop_empty
@@ -22,6 +23,8 @@ from jaxft.stderr import Say, silently
 
 MAKERS = ("data/*.py", "tasks/*.py", "problems.py")
 """The files of the package that decide what tokens and targets are."""
+BY = ("tokenizers", "transformers")
+"""The packages whose versions do so too."""
 EVALUATION = "eval/"
 """What the names of further evaluation splits begin with."""
 
@@ -241,7 +244,10 @@ def _code() -> str:
     """Of the code that makes tokens and targets, none of which outlive a change of it."""
     package = Path(__file__).parent.parent
     files = sorted(path for name in MAKERS for path in package.glob(name))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+    made_by = [version(name).encode() for name in BY]
+    return hashlib.sha256(
+        b"\0".join([*made_by, *(path.read_bytes() for path in files)])
+    ).hexdigest()
 
 
 def _usable(made: datasets.Dataset, rows: Rows, allowed: float, say: Say) -> datasets.Dataset:
@@ -285,15 +291,3 @@ def _say_bare(made: datasets.Dataset, source: str, tokenizer: Any, say: Say) -> 
             "template does not. A model that was trained with it is better with a template that "
             "has it, as those that task.chat_template names do."
         )
-
-
-def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    """What a fast tokenizer does to texts and chats, as JSON; the options that its last call left
-    in it are no part of that.
-    """
-    left_behind = {"truncation": None, "padding": None}
-    named = {
-        "special_tokens": tokenizer.special_tokens_map,
-        "chat_template": tokenizer.chat_template,
-    }
-    return json.loads(tokenizer.backend_tokenizer.to_str()) | left_behind | named

@@ -19,7 +19,7 @@ from jaxft import metrics
 from jaxft.data import labels as cells
 from jaxft.data import sources
 from jaxft.data.batches import Layout
-from jaxft.data.encoding import encode
+from jaxft.data.encoding import encode, with_padding
 from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
 from jaxft.errors import UserError
@@ -143,9 +143,7 @@ class Task:
         """The tokenizer to train with and to export; transformers pools a decoder's last token that
         is no padding, and needs to know which is.
         """
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
+        return with_padding(tokenizer)
 
     def config(self, tokenizer: Any) -> dict[str, Any]:
         """The fields of `config.json` that record the task."""

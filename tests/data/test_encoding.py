@@ -1,14 +1,17 @@
 """Texts and pairs are tokenised and cut as transformers does it, long pairs in linear time."""
 
+import copy
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
-from vocabularies import byte_level
+from tokenizers import processors
+from vocabularies import byte_level, metaspace
 
 from jaxft.data import features
-from jaxft.data.encoding import encode
+from jaxft.data.encoding import encode, with_padding
 from jaxft.data.features import Rows
 from jaxft.errors import UserError
 from jaxft.sections import Data
@@ -63,6 +66,67 @@ def test_pitfall_27_other_code_makes_tokens_anew(tiny_tokenizer, tmp_path, monke
         kept.append(sum(path.is_dir() for path in (tmp_path / "tokens").iterdir()))
     features._code.cache_clear()
     assert kept == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"truncation_side": "left"},
+        {"split_special_tokens": True},
+        {"model_input_names": ["input_ids", "attention_mask"]},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_pitfall_27_what_a_tokenizer_keeps_beside_its_backend_makes_tokens_anew(
+    changed, tiny_tokenizer, tmp_path
+):
+    text = "good [SEP] " * 30
+    rows = Rows("a.csv", Dataset.from_dict({"text": [text], "label": ["a"], "line": [2]}), "d")
+    task = Task("single_label_classification", ("a", "b"), (1.0, 1.0))
+    data = Data(cache_dir=str(tmp_path / "tokens"), max_length=9)
+    other = copy.deepcopy(tiny_tokenizer)
+    for name, value in changed.items():
+        setattr(other, name, value)
+    made = [features.tokenise(rows, task, one, data).features[:] for one in (tiny_tokenizer, other)]
+    assert made[0] != made[1]
+    fresh = replace(data, cache_dir=str(tmp_path / "fresh"))
+    assert features.tokenise(rows, task, other, fresh).features[:] == made[1]
+
+
+def test_pitfall_27_another_release_of_the_library_makes_tokens_anew(monkeypatch):
+    before = features._code()
+    monkeypatch.setattr(features, "version", lambda name: "0")
+    features._code.cache_clear()
+    assert features._code() != before
+    features._code.cache_clear()
+
+
+def ending(single: str):
+    """A Llama's tokenizer with another template."""
+    tokenizer = metaspace("good")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def test_what_ends_a_text_is_no_padding():
+    """transformers pools the last token that is none."""
+    assert with_padding(ending("<s> $A")).pad_token == "</s>"
+    other = with_padding(ending("<s> $A </s>"))
+    assert other.pad_token == "<unk>"
+    ids = other(["good", "good good good"], padding=True)["input_ids"]
+    assert [token for token in ids[0] if token != other.pad_token_id][-1] == ids[1][-1] == 2
+    known = ending("<s> $A </s>")
+    known.pad_token = "<s>"
+    assert with_padding(known).pad_token == "<s>"
+    poor = byte_level()
+    end = ("<eos>", poor.eos_token_id)
+    poor.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[end]
+    )
+    with pytest.raises(UserError, match=r"pads with '<eos>', which it puts after each text too"):
+        with_padding(poor)
 
 
 def test_a_length_without_room_for_text_is_refused(tiny_tokenizer):
