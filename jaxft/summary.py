@@ -25,10 +25,13 @@ from jaxft.data.plan import Plan
 from jaxft.experiment import Experiment
 from jaxft.hardware import memory_bytes
 from jaxft.history import History
+from jaxft.nn.weights import unflatten
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.report import RunLog
 from jaxft.scoring import NonFiniteAnswers, Outputs
+from jaxft.sharding import bytes_per_device
 from jaxft.stderr import Say
+from jaxft.step import TrainState
 from jaxft.workdir import Workdir
 
 WORST = 30
@@ -75,6 +78,22 @@ def inspect(
         rendering.render(found, sentences)
         previews.show(task.preview(splits["train"].features, experiment.tokenizer))
     return {**found, "advice": sentences}
+
+
+def held(experiment: Experiment, state: TrainState) -> str:
+    """What a device holds of an abstract state, and of the gradients."""
+    places = jax.tree.map(lambda x: x.sharding, state)
+    split = unflatten(experiment.places.gradients)
+    params = bytes_per_device(state.params, places.params) / 1e6
+    grads = bytes_per_device(state.params, split) / 1e6
+    moments = bytes_per_device(state.opt_state, places.opt_state) / 1e6
+    axes = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
+    offloaded = experiment.config.optim.offload
+    where, most = (", in host memory", "at most ") if offloaded else ("", "")
+    return (
+        f"Mesh {axes}; per device {params:,.1f} MB of parameters{where}, {most}{grads:,.1f} MB of "
+        f"gradients, {moments:,.1f} MB of optimizer state{where}"
+    )
 
 
 def padding_advice(plan: Plan) -> list[str]:

@@ -25,13 +25,12 @@ from jaxft.experiment import assemble
 from jaxft.history import History
 from jaxft.interrupts import Interrupts, Stopped
 from jaxft.memory_error import explained, memory_by_cause
-from jaxft.nn.weights import Tree, unflatten
+from jaxft.nn.weights import Tree
 from jaxft.parts import Parts
 from jaxft.pretrained import Match
 from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.scoring import NonFiniteAnswers, Outputs
-from jaxft.sharding import bytes_per_device
 from jaxft.source import origin
 from jaxft.stderr import Say, aloud, silently
 from jaxft.step import TrainState
@@ -101,23 +100,12 @@ class Run(Parts):
     inspection: dict[str, Any] = field(default_factory=dict)
 
     def inspect(self) -> None:
-        """Shows what the data are and what looks wrong, before anything is spent on them."""
+        """Shows what the data are, what looks wrong and what devices hold, before step 1."""
         _ = self.scorer  # which refuses rows that task.exact_match cannot ask
         epochs = self.schedule.total / self.plan.batches_per_epoch
         self.inspection = summary.inspect(self.experiment, self.splits, epochs, self.plan)
         self.say(summary.padding(self.plan))
-        places = jax.tree.map(lambda x: x.sharding, self.abstract)
-        params = bytes_per_device(self.abstract.params, places.params) / 1e6
-        split = unflatten(self.experiment.places.gradients)
-        grads = bytes_per_device(self.abstract.params, split) / 1e6
-        moments = bytes_per_device(self.abstract.opt_state, places.opt_state) / 1e6
-        axes = ", ".join(f"{axis}={size}" for axis, size in self.experiment.mesh.shape.items())
-        offloaded = self.config.optim.offload
-        where, most = (", in host memory", "at most ") if offloaded else ("", "")
-        self.say(
-            f"Mesh {axes}; per device {params:,.1f} MB of parameters{where}, {most}{grads:,.1f} MB "
-            f"of gradients, {moments:,.1f} MB of optimizer state{where}"
-        )
+        self.say(summary.held(self.experiment, self.abstract))
 
     def prepare_workdir(self, stack: ExitStack) -> None:
         """Checks that the run can be written down, and writes what describes it; no other run may

@@ -1,17 +1,51 @@
 """Tasks, found by name: one file each.
 
 A task's module has `Options` (its config keys, and perhaps `clashes`, which says what of them
-contradicts another or goes unread), `OUTPUT` (the model head it needs) and `Task`;
+contradicts another or goes unread), `OUTPUT` (the model head it needs) and `Task`, a `Base`;
 `classify.py` is the one to read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 from jaxft.errors import UserError
+
+
+class Base:
+    """What a task may leave out: here it has no such thing."""
+
+    def check(self, targets: Sequence[Any], source: str) -> None:
+        """Raises: UserError where the targets of a split give no loss."""
+
+    def files(self, tokenizer: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
+        """JSON files that an export has beside the model's."""
+        return {}
+
+    def preview(self, features: Any, tokenizer: Any) -> Sequence[Any]:
+        """Examples worth a look before training, as `supervision.preview` shows them."""
+        return ()
+
+    def wanted(self, rows: Any, tools: Any) -> Sequence[Any]:
+        """What `generated` needs of a split: questions and right answers."""
+        return ()
+
+    def compile(self, wanted: Sequence[Any], tools: Any) -> None:
+        """Compiles what `generated` will run; the weights may be abstract."""
+
+    def generated(self, wanted: Sequence[Any], tools: Any) -> dict[str, float]:
+        """Scores of answers that the model writes."""
+        return {}
+
+    def confusion(self, outputs: Mapping[str, Any], targets: Sequence[Any]) -> Any:
+        """Counts [C, C], rows true, columns predicted, where rows have one of C classes."""
+        return None
+
+    def warning(self, outputs: Mapping[str, Any], targets: Sequence[Any]) -> str | None:
+        """What looks broken in the answers as a whole."""
+        return None
 
 
 def named(name: str) -> ModuleType:

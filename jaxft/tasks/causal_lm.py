@@ -22,6 +22,7 @@ from jaxft.errors import UserError
 from jaxft.generate import Sampling
 from jaxft.nn.losses import token_scores, vocabulary_loss
 from jaxft.nn.tokens import Batch, Tokens, own
+from jaxft.tasks import Base
 
 OUTPUT = "causal_lm"
 PIPELINE = "text-generation"
@@ -104,7 +105,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Options):
+class Task(Base, Options):
     """What is learnt of each example and how answers are written: the options, nothing else."""
 
     num_labels = 0
@@ -230,12 +231,6 @@ class Task(Options):
         rows = (features[i] for i in range(min(3, len(features))))
         return [supervision.preview(row["input_ids"], row["trained"], tokenizer) for row in rows]
 
-    def confusion(self, outputs: Mapping[str, np.ndarray], targets: Any) -> None:
-        """There are no classes."""
-
-    def warning(self, outputs: Mapping[str, np.ndarray], targets: Any) -> None:
-        """Nothing that a glance at the scores would not tell."""
-
     def respond(self, rows: Rows, tools: Any) -> Iterator[dict[str, Any]]:
         """What `predict` adds to each row: `completion`, up to the token that ends it."""
         asked = [json.loads(example) for example in rows.dataset["example"]]
@@ -265,7 +260,6 @@ class Task(Options):
         return list(zip(self._prompts(asked, rows, tools), map(str, right), strict=True))
 
     def compile(self, wanted: Sequence[tuple[list[int], str]], tools: Any) -> None:
-        """Compiles what `generated` will run; the weights may be abstract."""
         if wanted:
             stop = supervision.stop_ids(tools.tokenizer)
             prompts = [prompt for prompt, _ in wanted]

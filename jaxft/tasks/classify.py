@@ -25,6 +25,7 @@ from jaxft.data.labels import Problem
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch, Tokens
 from jaxft.problems import MULTI, SINGLE, MultiLabel, Regression, SingleLabel
+from jaxft.tasks import Base
 
 OUTPUT = "classify"
 PIPELINE = "text-classification"
@@ -82,7 +83,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Base):
     """A problem with its labels; made from the data, or from a `config.json` that records them."""
 
     problem: Problem
@@ -154,10 +155,6 @@ class Task:
             "label2id": {name: i for i, name in enumerate(self.labels)},
         }
 
-    def files(self, tokenizer: Any, origin: Mapping[str, Any]) -> dict[str, Any]:
-        """JSON files that an export has beside the model's: none."""
-        return {}
-
     def describe(self) -> str:
         """The problem in words."""
         words = self.problem.replace("_", " ")
@@ -190,7 +187,6 @@ class Task:
         return features
 
     def check(self, targets: Sequence[Any], source: str) -> None:
-        """Raises: UserError where the targets of a split give no loss."""
         if isinstance(self.kind, SingleLabel):
             self.kind.check(targets, source)
 
@@ -256,34 +252,16 @@ class Task:
         """A target as people write it: a label name, a list of them, or a number."""
         return self.kind.readable(target)
 
-    def preview(self, features: Any, tokenizer: Any) -> Sequence[Any]:
-        """Examples worth a look before training: the labels are in the report."""
-        return ()
-
-    def wanted(self, rows: Rows, tools: Any) -> Sequence[Any]:
-        """No answers are written, so that none are asked for."""
-        return ()
-
-    def compile(self, wanted: Sequence[Any], tools: Any) -> None:
-        """No answers are written."""
-
-    def generated(self, wanted: Sequence[Any], tools: Any) -> dict[str, float]:
-        """Scores of written answers: there are none."""
-        return {}
-
     def confusion(
         self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
     ) -> np.ndarray | None:
-        """Counts [C, C], rows true, columns predicted; None where C is too large for it, or where a
-        row may have several labels or a number.
-        """
+        """None where C is too large for it, or where a row may have several labels or a number."""
         if self.problem != SINGLE or self.num_labels > metrics.MOST_CONFUSED:
             return None
         answers = self.kind.answers(outputs["logits_NC"])
         return metrics.confusion_matrix(answers, targets, self.labels)
 
     def warning(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> str | None:
-        """What looks broken in the answers as a whole."""
         if self.problem != SINGLE:
             return None
         answers = self.kind.answers(outputs["logits_NC"])
