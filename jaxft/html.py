@@ -45,9 +45,9 @@ def write_report(
     """Writes the page.
 
     metrics: rows of metrics.jsonl. metric: the score that chose the best checkpoint. confusion:
-    int[C, C], rows true, of the test split, without one of validation. mistakes: dicts with text,
-    truth, prediction, and perhaps text_pair, confidence; worst first. inspection: as
-    `data.inspection.inspect` gives it, with `advice`, a list of texts. result: as result.json.
+    int[C, C], rows true, of the test split, without one of validation. mistakes: as a task's
+    `worst` gives them, with their texts. inspection: as `data.inspection.inspect` gives it, with
+    `advice`, a list of texts. result: as result.json.
     """
     split = "test" if "test" in result else "validation"
     # What chose by the loss chose by its exponential too, which says more.
@@ -62,7 +62,7 @@ def write_report(
         where = f"Where the {split} answers went"
         body.append(_section(where, confusion_table(confusion, labels)))
         body.append(_section("Class by class", per_class(confusion, labels)))
-    body.append(_section("The worst mistakes", mistake_list(mistakes)))
+    body.append(_section("Where it went most wrong", mistake_list(mistakes)))
     body.append(_section("The data", data_sheet(inspection)))
     body.append(_section("The configuration", settings_table(config)))
     body.append(_section("The environment", settings_table(_environment(result))))

@@ -79,19 +79,25 @@ def per_class(matrix: np.ndarray, labels: Sequence[str]) -> str:
 
 
 def mistake_list(mistakes: Sequence[Row]) -> str:
+    """Texts with what was answered and what is true, or with their loss where that is all there
+    is.
+    """
     items = []
     for row in mistakes[:MOST_MISTAKES]:
         texts = [str(row[name]) for name in ("text", "text_pair") if row.get(name)]
         texts = [text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "…" for text in texts]
-        sure = row.get("confidence")
-        how = f"<small>{percent(number(sure))} sure</small>" if sure is not None else ""
         said = "".join(f"<blockquote>{escape(text)}</blockquote>" for text in texts)
-        truth, answer = escape(_plain(row.get("truth"))), escape(_plain(row.get("prediction")))
-        items.append(
-            f"<li>{said}<p><b class='miss'>{answer}</b> was answered, "
-            f"<b class='hit'>{truth}</b> is true {how}</p></li>"
-        )
+        items.append(f"<li>{said}<p>{_judged(row)}</p></li>")
     return f'<ol class="mistakes">{"".join(items)}</ol>' if items else ""
+
+
+def _judged(row: Row) -> str:
+    if "truth" not in row:
+        return f"<b class='miss'>{short(row['loss per token'])}</b> loss a learnt token"
+    sure = row.get("confidence")
+    how = f"<small>{percent(number(sure))} sure</small>" if sure is not None else ""
+    truth, answer = escape(_plain(row["truth"])), escape(_plain(row["prediction"]))
+    return f"<b class='miss'>{answer}</b> was answered, <b class='hit'>{truth}</b> is true {how}"
 
 
 def data_sheet(inspection: Row) -> str:

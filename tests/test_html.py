@@ -194,6 +194,12 @@ def test_a_regression_without_test_set_is_held_against_the_mean(tmp_path):
     assert "Class by class" not in page.text
 
 
+def test_texts_without_a_true_answer_are_shown_with_their_loss(tmp_path):
+    page = written(tmp_path, mistakes=[{"row": 3, "text": "Once upon", "loss per token": 4.25}])[1]
+    assert "Where it went most wrong Once upon 4.25 loss a learnt token" in page.text
+    assert "was answered" not in page.text
+
+
 CHAT = {"loss": 2.0, "perplexity": 7.389, "exact_match": 0.25}
 
 
