@@ -115,7 +115,10 @@ BAD = {
     ),
     "a head for other labels": (
         wrong_head,
-        ["misshaped  classifier.weight is [7, 32], expected [2, 32]", "model.new_head=true starts"],
+        [
+            "misshaped  classifier.weight is [7, 32], expected [2, 32]",
+            "model.new_head=true (in Python new_head=True) starts",
+        ],
     ),
     "quantised": (quantise, ["quantised  embeddings.word_embeddings.weight is I8"]),
     "with and without prefix": (double, ["twice      pooler.dense.bias: with and without bert."]),

@@ -71,7 +71,14 @@ def test_scores_that_are_not_finite_are_numbers_again_when_a_result_is_read(tmp_
     """Its second start and its export write them."""
     workdir = Workdir(str(tmp_path))
     scores = {"loss": 800.0, "perplexity": float("inf"), "pearson": float("nan")}
-    made = {"step": 2, "best_step": 2, "validation": scores, "before": {}, "examples_per_s": 1.0}
+    made = {
+        "step": 2,
+        "best_step": 2,
+        "validation": scores,
+        "before": {},
+        "baseline": {"validation": None},
+        "examples_per_s": 1.0,
+    }
     workdir.write_json("result.json", {**made, "device": "8 x cpu", "steady_tokens_per_s": None})
     read = workdir.result()
     assert read["validation"] == pytest.approx(scores, nan_ok=True)
