@@ -99,7 +99,8 @@ def jaxft_command(recipe: str, workdir: str, keys: Mapping[str, Any]) -> list[st
     }
     flags = [f"--config.{key}={value}" for key, value in whole.items()]
     config = f"--config={ROOT / 'configs' / recipe}"
-    return [sys.executable, "-m", "jaxft.train", config, f"--workdir={workdir}", *flags]
+    fresh = f"--compilation_cache_dir={workdir}/programs"
+    return [sys.executable, "-m", "jaxft.train", config, f"--workdir={workdir}", fresh, *flags]
 
 
 def hf_command(task: str, workdir: str, flags: Mapping[str, Any]) -> list[str]:
