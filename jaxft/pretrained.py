@@ -175,7 +175,7 @@ def _load(matched: Match, weight: Weight, sharding: jax.sharding.Sharding | None
     split = sharding is not None and sharding.shard_shape(shape)[axis] != shape[axis]
     if split or len(spans) == 1:
         return _put(shape, sharding, lambda index: _part(matched, weight, index))
-    value = _zeros(shape, sharding)
+    value = _zeros(shape, sharding)()
     insert = _inserter(sharding, axis)
     for span in spans:
 
@@ -190,10 +190,12 @@ def _load(matched: Match, weight: Weight, sharding: jax.sharding.Sharding | None
     return value
 
 
-def _zeros(shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """Made by a program: `jnp.zeros` itself cannot make an array in the host's memory."""
-    zeros: jax.Array = jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)()
-    return zeros
+@cache
+def _zeros(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding | None
+) -> Callable[[], jax.Array]:
+    """A program, since `jnp.zeros` itself cannot make an array in the host's memory."""
+    return jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)
 
 
 @cache
