@@ -62,7 +62,9 @@ class Experiment:
     def store(self) -> Store:
         """What holds weights and moments between updates."""
         if self.memory_kind is None:
-            return OnDevice(self.drawn.weights)
+            # A CPU's compiler would copy the moments to undo an update; a GPU waits for a branch.
+            on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+            return OnDevice(self.drawn.weights, branches=on_cpu)
         return OnHost(self.drawn.weights, self.places.near, self.drawn.compute.dtype)
 
     @property

@@ -91,19 +91,19 @@ def train_step(
     # A batch may hold none but rows of weight 0 (task.class_weights): it teaches nothing.
     weight = jnp.where(weight == 0, 1.0, weight)
 
-    def mean(grads: Tree) -> Tree:
-        return jax.tree.map(lambda g: g.astype(jnp.float32) / weight, grads)
+    def scaled(grads: Tree, by: jax.Array | float) -> Tree:
+        return jax.tree.map(lambda g: g.astype(jnp.float32) * by, grads)
 
-    loss, grad_norm = loss / weight, optax.tree.norm(mean(grads))
+    # The norm of the sums: that of the means would have them written to memory first.
+    loss, grad_norm = loss / weight, optax.tree.norm(scaled(grads, 1.0)) / weight
     accepted = (step == state.step) & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     def update(moved: Moved, grads: Tree, layer: jax.Array | None = None) -> Moved:
         params, opt_state = moved
         updates, after = optimizer.update(
-            mean(grads), opt_state, params, grad_norm=grad_norm, layer=layer
+            scaled(grads, 1.0 / weight), opt_state, params, grad_norm=grad_norm, layer=layer
         )
-        new = jax.tree.map(jnp.add, params, updates), after
-        return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, moved)
+        return jax.tree.map(jnp.add, params, updates), after
 
     params, opt_state = store.update(update, (state.params, state.opt_state), grads, accepted)
     new = TrainState(state.step + accepted.astype(jnp.int32), params, state.frozen, opt_state)

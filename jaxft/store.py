@@ -44,6 +44,8 @@ class OnDevice:
     """All in the devices' memory, updated at once."""
 
     weights: Mapping[Path, Weight]
+    branches: bool = False
+    """Whether an update that is not accepted is left out, not undone."""
 
     def look(self, params: Tree, function: Look) -> Tree:
         return unflatten({path: function(self.weights[path], x) for path, x in flatten(params)})
@@ -52,7 +54,9 @@ class OnDevice:
         return params
 
     def update(self, update: Update, moved: Moved, grads: Tree, accepted: jax.Array) -> Moved:
-        return update(moved, grads)
+        if self.branches:
+            return lax.cond(accepted, update, lambda moved, _: moved, moved, grads)
+        return _where(accepted, update(moved, grads), moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +113,13 @@ class OnHost:
         for count, paths in self._groups:
             held, some = _part(moved, paths), part(grads, paths)
             if count:
-                parts.append(_by_layer(update, held, some, count))
+                parts.append(_by_layer(update, held, some, count, accepted))
             else:
                 parts.append(_alone(update, held, some, accepted))
         return jax.tree.map(_joined, *parts, is_leaf=_is_tree)
 
 
-def _by_layer(update: Update, moved: Moved, grads: Tree, count: int) -> Moved:
+def _by_layer(update: Update, moved: Moved, grads: Tree, count: int, accepted: jax.Array) -> Moved:
     """A stack's update. The loop's carry stays with the host; a scan would need all of it twice."""
 
     def body(i: jax.Array, held: Moved) -> Moved:
@@ -127,8 +131,8 @@ def _by_layer(update: Update, moved: Moved, grads: Tree, count: int) -> Moved:
 
         layer = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, i, 1), grads)
         # Counts come from `moved`: each layer's update is the same one.
-        after = update(_each(fetch, moved, held), layer, i)
-        return _each(keep, after, held)
+        before = _each(fetch, moved, held)
+        return _each(keep, _where(accepted, update(before, layer, i), before), held)
 
     return lax.fori_loop(0, count, body, moved)
 
@@ -144,6 +148,10 @@ def _alone(update: Update, moved: Moved, grads: Tree, accepted: jax.Array) -> Mo
         return _each(lambda x: jax.device_put(x, Space.Host), after)
 
     return lax.fori_loop(0, accepted.astype(jnp.int32), body, moved)
+
+
+def _where(accepted: jax.Array, new: Moved, old: Moved) -> Moved:
+    return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
 
 
 def _is_tree(x: Any) -> bool:
