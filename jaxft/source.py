@@ -67,9 +67,10 @@ def open_source(model: Model, say: Say) -> Source:
             if "model_type" not in config:
                 raise UserError("model.config has no model_type, such as 'bert'.")
             say(
-                f"Model: a {config['model_type']} from scratch, its weights drawn at random: a run "
-                "to see that everything works. For a real one give "
-                "--config.model.pretrained=FOLDER_OR_HUB_ID"
+                f"Model: a {config['model_type']} from scratch, its weights drawn at random: a "
+                "smoke run, to see that everything works. A real one takes "
+                "--config.model.pretrained=FOLDER_OR_HUB_ID and, for rows of your own, "
+                "--config.data.train=FILE"
             )
     # Before transformers, which looks into config.json for the tokenizer and says less of it.
     models.Blueprint.draw(config)
