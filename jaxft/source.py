@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
-from jaxft import hub, pretrained
+from jaxft import hub, models, pretrained
 from jaxft.config import Model
 from jaxft.data.templates import TEMPLATES
 from jaxft.errors import UserError
@@ -49,7 +49,7 @@ def open_source(model: Model, say: Say) -> Source:
     """Config, tokenizer and weights of `model.pretrained`, or the architecture of `model.config`.
 
     Raises:
-        UserError: something is not there or cannot be read.
+        UserError: something is not there, cannot be read or is not understood.
     """
     if model.pretrained is not None:
         folder, found = hub.locate(model.pretrained)
@@ -67,10 +67,13 @@ def open_source(model: Model, say: Say) -> Source:
             if "model_type" not in config:
                 raise UserError("model.config has no model_type, such as 'bert'.")
             say(
-                f"Model: a {config['model_type']} from scratch, its weights drawn at random: a run "
-                "to see that everything works. For a real one give "
-                "--config.model.pretrained=FOLDER_OR_HUB_ID"
+                f"Model: a {config['model_type']} from scratch, its weights drawn at random: a "
+                "smoke run, to see that everything works. A real one takes "
+                "--config.model.pretrained=FOLDER_OR_HUB_ID and, for rows of your own, "
+                "--config.data.train=FILE"
             )
+    # Before transformers, which looks into config.json for the tokenizer and says less of it.
+    models.Blueprint.draw(config)
     if named is not None:
         folder, found = hub.locate(named)
         say(f"Tokenizer: {found}")
@@ -115,12 +118,18 @@ def byte_tokenizer() -> Any:
 
 def load_tokenizer(folder: FilePath) -> Any:
     """The fast tokenizer of a folder. Raises UserError when it has none."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except StrictDataclassError as error:
+        raise UserError(
+            f"{folder}: transformers, which reads config.json to know the tokenizer, refuses it: "
+            f"{error}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{folder} has no tokenizer that can be read: {first}") from error

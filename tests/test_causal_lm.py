@@ -17,7 +17,7 @@ import pytest
 import runs
 import talk
 
-from jaxft import config, tasks, train
+from jaxft import config, summary, tasks, train
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Rows
 from jaxft.data.plan import Plan
@@ -145,6 +145,25 @@ def test_targets_are_the_tokens_that_follow_and_end_with_the_example():
     inside_BL = (tokens.segments_BL > 0) & (tokens.segments_BL == ahead_BL)
     np.testing.assert_array_equal(learnt_BL, inside_BL)
     assert learnt_BL.sum() == lengths(examples).sum() - len(examples)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_padding_that_is_said_is_that_of_the_batches(packing):
+    examples = features([*talk.questions("Mix", "Now take some more of", "Add"), *talk.chats()])
+
+    def share(packing: str) -> str:
+        made = [batch.tokens.segments_BL for batch in batches(examples, packing)]
+        real, computed = (sum(map(count, made)) for count in (np.count_nonzero, np.size))
+        widths = ", ".join(map(str, sorted({segments_BL.shape[1] for segments_BL in made})))
+        return f"{1 - real / computed:.1%} (rows of {widths})"
+
+    other = "batch" if packing == "none" else "none"
+    assert share(packing) != share(other)
+    plan = Plan(lengths(examples), EIGHT, LIMIT, seed=0, packing=packing)
+    assert summary.padding(plan) == (
+        f"Padding: {share(packing)} of the tokens computed; with data.packing={other} it would be "
+        f"{share(other)}"
+    )
 
 
 def test_documents_are_torn_and_every_token_comes_once():

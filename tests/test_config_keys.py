@@ -7,14 +7,19 @@ from dataclasses import fields
 
 import pytest
 import runs
+import talk
 
-from jaxft import evaluate, predict, schema, tasks
+from jaxft import evaluate, export, predict, schema, tasks, train
 from jaxft.config import Schedule
 from jaxft.optim import make_optimizer
+from jaxft.source import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("hurry")
 BOOKKEEPING = ("dataclasses", "copy", "jaxft.schema", "jaxft.values", __name__)
 """Modules that look at every key, whatever it means."""
+COPIES = ("Options.clashes", "Task.from_rows", "__create_fn__")
+"""Functions that compare or copy a task's keys; dataclasses writes the last ones."""
+TASKS = ("classify", "causal_lm")
 
 
 @pytest.fixture
@@ -26,8 +31,9 @@ def read(monkeypatch) -> set[str]:
         names = {field.name for field in fields(kind)}
 
         def look(self: object, name: str) -> object:
-            asker = sys._getframe(1).f_globals["__name__"]
-            if asker not in BOOKKEEPING:
+            asker = sys._getframe(1)
+            copies = asker.f_code.co_qualname.startswith(COPIES)
+            if asker.f_globals["__name__"] not in BOOKKEEPING and not copies:
                 # vars(config.mesh) takes all of a section.
                 seen.update(
                     f"{section}.{key}" for key in (names if name == "__dict__" else {name} & names)
@@ -36,14 +42,16 @@ def read(monkeypatch) -> set[str]:
 
         monkeypatch.setattr(kind, "__getattribute__", look)
 
-    for section, kind in schema.sections(tasks.options(schema.DEFAULT_TASK)).items():
-        watch(section, kind)
+    for task in TASKS:
+        for section, kind in schema.sections(tasks.options(task)).items():
+            watch(section, kind)
+        watch("task", tasks.options(task))  # which a task may inherit
     watch("", schema.Config)
     return seen
 
 
-def keys() -> set[str]:
-    return {key.name for key in schema.keys(tasks.options(schema.DEFAULT_TASK))}
+def keys(task: str) -> set[str]:
+    return {key.name for key in schema.keys(tasks.options(task))}
 
 
 def test_pitfall_25_every_config_key_is_read(read, tmp_path, tiny_bert_folder, capsys):
@@ -60,8 +68,28 @@ def test_pitfall_25_every_config_key_is_read(read, tmp_path, tiny_bert_folder, c
     assert Schedule.of(experiment.config, 5).total == 10
     for name in ("sgd", "lion", "adafactor"):
         make_optimizer(schema.Optim(name=name), experiment.drawn.weights, 10)
-    unread = keys() - {key.removeprefix(".") for key in read}
+    unread = keys("classify") - {key.removeprefix(".") for key in read}
     assert not unread
+
+
+def test_pitfall_25_and_8_keys_of_causal_lm_are_read_and_a_named_template_is_exported(
+    read, tmp_path, capsys
+):
+    data, folder = talk.lines(tmp_path / "rows.jsonl", talk.chats()), talk.folder(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    raw = talk.recipe(folder, data, train={"max_steps": 4, "eval_steps": 4})
+    raw["task"] |= {"chat_template": "plain", "exact_match": "text", "max_new_tokens": 4}
+    train.main(talk.words(raw, tmp_path / "run"))
+    assert "User: red and blue⏎\n⏎\nAssistant: violet<|endoftext|>" in capsys.readouterr().err
+    predict.main([f"--workdir={tmp_path}/run", f"--input={data}"])
+    unread = keys("causal_lm") - keys("classify") - {key.removeprefix(".") for key in read}
+    assert not unread
+    export.main([f"--workdir={tmp_path}/run", f"--output={tmp_path}/out"])
+    exported = load_tokenizer(tmp_path / "out")
+    asked = exported.apply_chat_template(
+        talk.chats()[0]["messages"][:1], add_generation_prompt=True, tokenize=False
+    )
+    assert asked == "User: red and blue\n\nAssistant:"
 
 
 def test_a_key_that_nothing_reads_would_be_found(read, tiny_bert_folder):

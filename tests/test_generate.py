@@ -23,7 +23,7 @@ from jaxft.nn.weights import flatten, unflatten
 from jaxft.sharding import ROWS, Places, make_mesh
 
 pytestmark = pytest.mark.usefixtures("hurry")
-FAMILIES = ("llama", "qwen3", "gpt2")
+FAMILIES = ("llama", "mistral", "qwen3", "gpt2")
 LENGTHS = (7, 1, 12, 4, 9)
 NEW = 20
 GREEDY = Sampling(NEW)

@@ -15,11 +15,24 @@ GPU: Any = SimpleNamespace(platform="gpu", compute_capability="9.0")
 CPU: Any = SimpleNamespace(platform="cpu")
 TPU: Any = SimpleNamespace(platform="tpu")
 PRECISION = "jax_default_matmul_precision"
-CAN: dict[str, Any] = {"dtype": "bfloat16", "dropout": 0.0, "device": GPU, "packed": False}
+AMPERE: Any = SimpleNamespace(platform="gpu", compute_capability="8.0")
+CAN: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "dropout": 0.0,
+    "device": GPU,
+    "head_width": 64,
+    "packed": False,
+}
 OBSTACLES = {
     "a cpu device": {"device": CPU},
     "float32 computation": {"dtype": "float32"},
     "attention dropout 0.1": {"dropout": 0.1},
+    "heads 68 wide (cuDNN's are multiples of 8, here up to 256)": {"head_width": 68},
+    "heads 264 wide": {"head_width": 264},
+    "heads 136 wide (cuDNN's are multiples of 8, here up to 128)": {
+        "head_width": 136,
+        "device": AMPERE,
+    },
     "examples that share rows (data.packing=none keeps them apart)": {"packed": True},
     "rows that mesh.context=2 splits": {"parts": 2},
 }
@@ -29,6 +42,8 @@ def test_cudnn_is_chosen_where_it_can_do_what_is_asked():
     assert choose_attention("auto", **CAN) == "cudnn"
     assert choose_attention("cudnn", **CAN) == "cudnn"
     assert choose_attention("xla", **CAN) == "xla"
+    for device, widest in (GPU, 256), (AMPERE, 128):
+        assert choose_attention("auto", **CAN | {"device": device, "head_width": widest}) == "cudnn"
 
 
 @pytest.mark.parametrize("what", OBSTACLES)
@@ -61,16 +76,18 @@ def test_a_cpu_goes_in_blocks_whatever_is_asked_and_no_other_device_does():
 
 
 @pytest.mark.parametrize("packing", ["batch", "rows", "none"])
-def test_an_experiment_tells_whether_its_rows_are_shared(packing, tiny_bert_folder, monkeypatch):
+def test_an_experiment_tells_whether_its_rows_are_shared_and_how_wide_its_heads_are(
+    packing, tiny_bert_folder, monkeypatch
+):
     told, keys = [], runs.finished(tiny_bert_folder).keys
 
-    def note(*args: Any, packed: bool, parts: int) -> str:
-        told.append(packed)
-        return hardware.choose_attention(*args, packed=packed, parts=parts)
+    def note(*args: Any, **facts: Any) -> str:
+        told.append((facts["packed"], facts["head_width"]))
+        return hardware.choose_attention(*args, **facts)
 
     monkeypatch.setattr(drawing, "choose_attention", note)
     runs.assembled(keys | {"data.packing": packing})
-    assert told == [packing != "none"]
+    assert told == [(packing != "none", 8)]
 
 
 def test_float32_computation_multiplies_float32_on_every_device():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from folders import lose_a_shard
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from jaxft import hub
 from jaxft.errors import UserError
@@ -68,6 +70,25 @@ def test_a_cache_that_holds_only_the_tokenizer_is_not_taken_for_a_model(cache, f
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub)")
     assert asked == [True, False]
+
+
+def test_weights_are_downloaded_once(cache, folder, monkeypatch):
+    """Of what mistralai/Mistral-7B-Instruct-v0.3 and meta-llama/Llama-3.2-1B have."""
+    needed = ["config.json", "model-00001-of-00003.safetensors", "model.safetensors.index.json"]
+    needed += ["generation_config.json", "tokenizer.json", "tokenizer.model", "merges.txt"]
+    others = ["consolidated.safetensors", "original/consolidated.00.pth", "original/params.json"]
+    others += ["original/tokenizer.model", "README.md", ".gitattributes"]
+    downloaded = []
+
+    def download(name, *, local_files_only=False, **patterns):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        downloaded.extend(filter_repo_objects(needed + others, **patterns))
+        return folder
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub.locate("mistralai/tiny") == (folder, "mistralai/tiny (hub)")
+    assert downloaded == needed
 
 
 def test_half_a_sharded_download_is_not_taken_for_a_model(cache, folder):

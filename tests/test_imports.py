@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jaxft"
-RANKS = {"models": 1, "tasks": 1, "step": 1, "generate": 1, "drawing": 2, "experiment": 2}
+RANKS = {"models": 1, "tasks": 1, "step": 1, "generate": 1}
+RANKS |= dict.fromkeys(("source", "drawing", "experiment"), 2)
 ABOVE = ("scoring", "trained", "summary", "card", "parts", "memory_error", "planning")
 RANKS |= dict.fromkeys(ABOVE, 3)
 VERBS = ("train", "evaluate", "predict", "export", "plan")

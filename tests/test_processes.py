@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import runs
+from folders import tensors_of
 from jobs import KEYS, Said, job
 
 from jaxft.sharding import make_mesh
@@ -52,6 +53,20 @@ def begin_and_say(self, matched):
     print("began at", time.monotonic(), file=sys.stderr)
     return begin(self, matched)
 train.Run.begin = begin_and_say
+"""
+
+READS_AND_LEAVES = """
+from jaxft import pretrained
+begin, slices, sizes = train.Run.begin, pretrained._slice, []
+def counted(*given):
+    found = slices(*given)
+    sizes.append(found.size)
+    return found
+def begin_and_leave(self, matched):
+    begin(self, matched)
+    print("read", sum(sizes), file=sys.stderr)
+    raise SystemExit
+pretrained._slice, train.Run.begin = counted, begin_and_leave
 """
 
 
@@ -151,6 +166,17 @@ def test_two_processes_predict_what_one_does(one, keys, tmp_path):
     for mine, alone in zip(ours, theirs, strict=True):
         assert mine["prediction"] == alone["prediction"]
         assert mine["scores"] == pytest.approx(alone["scores"], rel=OTHER_COLLECTIVES)
+
+
+def test_pitfall_28_each_of_two_processes_reads_its_own_bytes(keys, tiny_bert_folder, tmp_path):
+    """Of weights that are split in four; those of the new head are drawn."""
+    split = keys | {"mesh.data": 1, "mesh.fsdp": 4}
+    said = job(runs.argv(split, tmp_path / "run"), (READS_AND_LEAVES,) * 2)
+    assert [process.code for process in said] == [0, 0], errors(said)
+    read = [int(process.err.partition("\nread ")[2].split()[0]) for process in said]
+    stored = sum(x.size for x in tensors_of(tiny_bert_folder).values())
+    assert sum(read) == stored
+    assert read[0] == read[1]
 
 
 def test_pitfall_20_two_processes_export_what_one_does(one, tmp_path):

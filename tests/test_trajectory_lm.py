@@ -51,6 +51,8 @@ Setting = tuple[str, int, int, str]
 """`data.packing`, micro-batches, `train.batch_size`, the mesh."""
 WHOLE: Setting = ("batch", 1, BATCH, "one device")
 PARTS: Setting = ("batch", 4, BATCH, "eight devices")
+ACCUMULATED: Setting = ("batch", 4, BATCH, "one device")
+SPLIT: Setting = ("batch", 1, BATCH, "eight devices")
 FULL_ROWS: Setting = ("rows", 1, 8, "one device")
 MESHES = {"one device": {"data": 1}, "eight devices": {"data": 2, "fsdp": 4}}
 
@@ -111,7 +113,8 @@ def test_losses_equal_hf_trainers_step_by_step(learn, tmp_path, setting):
     assert ours.losses[-3:].mean() < 0.5 * ours.losses[:3].mean()
 
 
-def test_pitfall_1_and_2_losses_depend_on_neither_accumulation_nor_devices(learn):
-    (_, one), (_, split) = learn(WHOLE), learn(PARTS)
+@pytest.mark.parametrize("setting", [ACCUMULATED, SPLIT, PARTS], ids=str)
+def test_pitfall_1_and_2_losses_depend_on_neither_accumulation_nor_devices(learn, setting):
+    (_, one), (_, split) = learn(WHOLE), learn(setting)
     assert gap(split.losses, one.losses) < SPLIT_RTOL
     assert gap(split.grad_norms, one.grad_norms) < SPLIT_RTOL

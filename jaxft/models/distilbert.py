@@ -82,6 +82,10 @@ class Dims:
     def heads(self) -> int:
         return self.n_heads
 
+    @property
+    def head_width(self) -> int:
+        return self.dim // self.n_heads
+
 
 class ClassifyHead(nnx.Module):
     """First token -> dense -> relu -> dropout -> logits."""

@@ -102,6 +102,10 @@ class Dims:
         return self.n_head
 
     @property
+    def head_width(self) -> int:
+        return self.decoder.head_width
+
+    @property
     def max_length(self) -> int:
         return self.n_positions
 

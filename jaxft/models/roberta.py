@@ -86,6 +86,10 @@ class Dims:
         return self.num_attention_heads
 
     @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def head_dropout(self) -> float:
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate

@@ -135,10 +135,11 @@ def _cudnn(
         raise ValueError("attention='cudnn' has no attention dropout; set it to 0 or use 'xla'")
     if queries is not keys:
         raise ValueError("attention='cudnn' needs keys and queries of the same tokens")
+    if window is not None and not causal:
+        raise ValueError("attention='cudnn' has windows of causal attention only; use 'xla'")
     lengths_B = (queries.segments_BL != 0).sum(-1, dtype=jnp.int32)
     # An all-padding row (the last batch's filler) still needs one key to attend to.
     lengths_B = jnp.maximum(lengths_B, 1)
-    left = None if window is None else window - 1
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
             q,
@@ -148,6 +149,6 @@ def _cudnn(
             is_causal=causal,
             query_seq_lengths=lengths_B,
             key_value_seq_lengths=lengths_B,
-            local_window_size=None if left is None else (left, 0 if causal else left),
+            local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )

@@ -173,6 +173,10 @@ class RotaryDims:
         return self.decoder.kv_heads
 
     @property
+    def head_width(self) -> int:
+        return self.decoder.head_width
+
+    @property
     def max_length(self) -> int:
         return self.max_position_embeddings
 

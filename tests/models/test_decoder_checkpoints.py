@@ -1,6 +1,7 @@
 """What decoders take from a transformers folder and give back to it."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -124,6 +125,23 @@ def test_pitfall_19_tied_head_that_the_file_holds_too_must_be_the_table(tmp_path
     rewrite(tmp_path, tensors | {"lm_head.weight": table[:50]})
     with pytest.raises(UserError, match=r"lm_head\.weight differs from embed_tokens\.weight"):
         read(tmp_path)
+
+
+def test_each_process_compares_its_share_of_a_tied_head(tmp_path, monkeypatch):
+    """Of 99 rows, ten at once: where one process finds a difference, all of them leave."""
+    write(tmp_path, *TIED)
+    tensors = tensors_of(tmp_path)
+    monkeypatch.setattr(pretrained, "COMPARED_ROWS", 10)
+    monkeypatch.setattr(pretrained, "process_count", lambda: 3)
+    for row, owner in {0: 0, 19: 1, 29: 2, 30: 0, 98: 0}.items():
+        head = tensors["model.embed_tokens.weight"].copy()
+        head[row, 31] += 1
+        rewrite(tmp_path, tensors | {"lm_head.weight": head})
+        for process in range(3):
+            monkeypatch.setattr(pretrained, "process_index", lambda process=process: process)
+            found = pytest.raises(UserError, match="differs") if process == owner else nullcontext()
+            with found:
+                read(tmp_path)
 
 
 @pytest.mark.parametrize("output", ["causal_lm", "classify", None])

@@ -1,9 +1,11 @@
 """config.json of decoders: understood as transformers does, or refused by name."""
 
+import json
 from importlib import import_module
 
 import numpy as np
 import pytest
+import runs
 from decoders import (
     ELEMENTS,
     HUB_CONFIGS,
@@ -23,6 +25,8 @@ from twins import FAMILIES
 from jaxft.errors import UserError
 from jaxft.models import Blueprint, family
 from jaxft.nn.fields import read_dims
+from jaxft.schema import Model
+from jaxft.source import byte_tokenizer, open_source
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 
@@ -98,6 +102,14 @@ def test_tensors_of_the_hub_all_have_a_place_or_a_reason(hub_id):
     assert Blueprint.draw(config).match(MemoryCheckpoint(config, arrays)).new == ()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a tokenizer; each test writes the config.json."""
+    made = tmp_path_factory.mktemp("model")
+    byte_tokenizer().save_pretrained(made)
+    return made
+
+
 def rope(kind, **options):
     return {"rope_scaling": {"rope_type": kind, **options}}
 
@@ -168,10 +180,37 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     ],
     ids=str,
 )
-def test_pitfall_26_what_could_change_the_model_is_refused_by_name(name, fields, said):
-    Blueprint.draw(tiny_config(name, "plain"))
+def test_pitfall_26_what_could_change_the_model_is_refused_by_name(folder, name, fields, said):
+    """As a run opens it: with a tokenizer, for which transformers reads the config too."""
+    model = Model(pretrained=str(folder))
+    (folder / "config.json").write_text(json.dumps(tiny_config(name, "plain")))
+    open_source(model, say=lambda text: None)
+    (folder / "config.json").write_text(json.dumps(tiny_config(name, "plain") | fields))
     with pytest.raises(UserError, match=said):
-        Blueprint.draw(tiny_config(name, "plain") | fields)
+        open_source(model, say=lambda text: None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"head_dim": 7}, "heads of odd width 7"),
+        (rope("yarn"), "rope scaling 'yarn' needs factor"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps = '1e-6': must be a number"),
+    ],
+    ids=str,
+)
+def test_a_run_ends_with_what_is_wrong_with_the_config(folder, fields, said, capsys, tmp_path):
+    (folder / "config.json").write_text(json.dumps(tiny_config("llama", "plain") | fields))
+    words = ["--config=configs/llama_sft.py", f"--config.model.pretrained={folder}"]
+    assert said in runs.refused(capsys, "train", [*words, f"--workdir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_beside_a_tokenizer_that_transformers_refuses_is_one_message(folder):
+    (folder / "config.json").write_text(json.dumps(tiny_config("llama", "plain") | {"head_dim": 7}))
+    model = Model(config=tiny_config("llama", "plain"), tokenizer=str(folder))
+    with pytest.raises(UserError, match=r"transformers, .* refuses it: .*\n.*even rotary"):
+        open_source(model, say=lambda text: None)
 
 
 RECORDS = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from kernels import with_gradients
 
 from jaxft.nn import blocked
 from jaxft.nn.attention import Side, attention
@@ -31,17 +32,6 @@ def by(kernel: str, causal: bool, window: int | None, **more: Any) -> Any:
         return attention(*qkv, SIDE, SIDE, kernel=kernel, causal=causal, window=window, **more)
 
     return mix
-
-
-def with_gradients(mix: Any, qkv: list[jax.Array]) -> tuple:
-    """What it gives, and the gradients of a sum that weighs every element otherwise."""
-
-    def total(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mixed = mix(*qkv)
-        return (mixed * jnp.sin(jnp.arange(mixed.size)).reshape(mixed.shape)).sum(), mixed
-
-    grads, mixed = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*qkv)
-    return mixed, *grads
 
 
 @pytest.mark.parametrize("kv_heads", [H, 2])
