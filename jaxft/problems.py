@@ -131,8 +131,7 @@ class MultiLabel(_Classes):
         return [[float(i in numbers) for i in range(len(self.labels))] for numbers in on]
 
     def losses(self, logits_EC: jax.Array, targets_EC: jax.Array) -> Losses:
-        with jax.numpy_dtype_promotion("standard"):
-            losses_EC = optax.sigmoid_binary_cross_entropy(logits_EC, targets_EC)
+        losses_EC = optax.sigmoid_binary_cross_entropy(logits_EC, targets_EC)
         return (losses_EC * jnp.asarray(self.weights, jnp.float32)).mean(-1), 1.0
 
     def scores(self, logits_NC: np.ndarray, targets_NC: np.ndarray) -> dict[str, float]:

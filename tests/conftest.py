@@ -1,5 +1,5 @@
-"""Eight CPU devices, no network, a compilation cache, and the checkpoints and data that several
-tests share.
+"""Eight CPU devices, strict dtype promotion, no network, a compilation cache, and the checkpoints
+and data that several tests share.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxft" / "test-xla"
 # One a worker: JAX writes its entries in place, so that another process may read half of one.
 CACHE /= os.environ.get("PYTEST_XDIST_WORKER", "alone")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, hurried
 from orbax.checkpoint import v1 as ocp
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxft import config as configs
 from jaxft import evaluate, export, flags, predict, tasks, train
@@ -87,7 +88,9 @@ def argv(keys: dict[str, Any], workdir: Path | str | None = None) -> list[str]:
 
 def run(workdir: Path | str, keys: dict[str, Any]) -> dict[str, Any]:
     """Trains in this process and returns the result."""
-    train.main(argv(keys, workdir))
+    words = argv(keys, workdir)
+    with mock.patch.object(sys, "argv", ["train", *words]):
+        train.main(words)
     content = (Path(workdir) / "result.json").read_text()
     return json.loads(content)
 
@@ -165,6 +168,12 @@ def metrics(workdir: Path | str) -> list[dict[str, Any]]:
     timed = ("time", "train/examples_per_s", "train/tokens_per_s", "train/memory_bytes")
     lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+def events_of(folder: Path | str) -> EventAccumulator:
+    """What TensorBoard's own reader finds."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
+    return events.Reload()
 
 
 def outputs(

@@ -1,21 +1,24 @@
 """export on a finished run: what other tools load from it, and what never leaves."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import runs
+from folders import edit_config
 
 from jaxft import export, hub, pretrained
 from jaxft.checkpoint import Checkpoints
 from jaxft.nn.weights import Weight, flatten, unflatten
 from jaxft.source import byte_tokenizer, origin
 from jaxft.tasks import causal_lm
-from jaxft.trained import open_trained
+from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("hurry")
@@ -54,7 +57,9 @@ def opened(finished):
         yield trained
 
 
-def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, opened, tmp_path):
+def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(
+    call, opened, finished, tmp_path
+):
     torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -74,6 +79,9 @@ def test_an_export_gives_transformers_our_logits_labels_and_tokenizer(call, open
     assert "library_name: transformers" in card
     assert "accuracy" in card
     assert "learning rate 0.01" in card
+    assert f"trained on `{finished.keys['data.train']}`" in card
+    words = ["python", "-m", "jaxft.train", *runs.argv(finished.keys, finished.workdir)]
+    assert shlex.join(words) in card.splitlines()
     assert "base_model" not in card, "a folder is on no hub"
     length = opened.experiment.config.data.max_length
     assert f'model="THIS_FOLDER", truncation=True, max_length={length})' in card
@@ -218,7 +226,14 @@ def test_pitfall_19_logits_that_transformers_does_not_share_are_a_loud_bug(
     call, tmp_path, monkeypatch
 ):
     pytest.importorskip("torch", reason="torch, the oracle, is not installed")
-    monkeypatch.setattr(export, "logit_difference", lambda *parts: 1e-3)
+    export_ = export.export
+
+    def export_wrongly(trained: Trained, folder: Path, dtype: str) -> None:
+        """Every weight is as it was meant, and the model that they are read into is not."""
+        export_(trained, folder, dtype)
+        edit_config(folder, layer_norm_eps=1e-3)
+
+    monkeypatch.setattr(export, "export", export_wrongly)
     with pytest.raises(RuntimeError, match="transformers' logits differ"):
         call(f"--output={tmp_path}/out")
-    assert not (tmp_path / "out").exists()
+    assert not any(tmp_path.iterdir())

@@ -3,16 +3,15 @@
 import csv
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxft import config as configs
-from jaxft import recorder, tasks
+from jaxft import recorder, summary, tasks
 from jaxft.experiment import assemble
-from jaxft.recorder import Work
+from jaxft.recorder import Recorder, Work
 from jaxft.train import Run
 from jaxft.workdir import Workdir
 
@@ -74,21 +73,64 @@ def test_pitfall_31_metrics_are_read_after_the_next_update_was_handed_out(run):
     assert events == [("handed out", 1), *in_turn, ("read", STEPS)]
 
 
-def test_pitfall_31_host_time_is_what_the_loop_adds_and_not_its_waiting(run, monkeypatch):
-    now_s = [0.0]
+class Clock:
+    """Time that passes when it is told to."""
 
-    def pass_time(seconds: float) -> None:
-        now_s[0] += seconds
+    def __init__(self) -> None:
+        self.now_s = 0.0
 
-    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(recorder, "time", clock)
+    return clock
+
+
+def push(notes: Recorder, step: int, clock: Clock) -> None:
+    """An update of 8 examples and 64 tokens."""
+    clock.advance(0.002)  # the host fetches a batch and hands the update out
+    late = Watched(1.0, lambda: clock.advance(0.5))  # the device computes it
+    metrics = {"accepted": True, "grad_norm": 1.0, "loss": late}
+    notes.push(step, metrics, Work(8, 64, 1e6))
+
+
+def test_pitfall_31_host_time_is_what_the_loop_adds_and_not_its_waiting(run, clock):
     with ExitStack() as stack:
         notes = run.recorder(0, stack)
         notes.every = STEPS + 1
         for step in range(1, STEPS + 1):
-            pass_time(0.002)  # the host fetches a batch and hands the update out
-            late = Watched(1.0, lambda: pass_time(0.5))  # the device computes it
-            metrics = {"accepted": True, "grad_norm": 1.0, "loss": late}
-            notes.push(step, metrics, Work(8, 64, 1e6))
+            push(notes, step, clock)
         notes.drain()
     assert run.history.host_ms_per_step == pytest.approx(2)
-    assert run.history.train_s == pytest.approx(now_s[0])
+    assert run.history.train_s == pytest.approx(clock.now_s)
+
+
+def test_steady_rates_are_those_of_updates_without_a_break_beside_them(run, clock):
+    with ExitStack() as stack:
+        notes = run.recorder(0, stack)
+        notes.every = STEPS + 1
+        for step in range(1, STEPS + 1):
+            push(notes, step, clock)
+            if step == 3:
+                notes.drain()
+                clock.advance(3)  # a save
+                notes.restart_clock(counting=True)
+                clock.advance(4)  # an evaluation
+                notes.restart_clock()
+        notes.drain()
+    run.history.compile_s = 5.0
+    result = summary.result(run.experiment, run.history, STEPS, STEPS, {})
+    assert result["train_s"] == pytest.approx(STEPS * 0.502 + 3)
+    busy_s = result["train_s"] + 5
+    # The first after a start waits for its own handing out too; the last before a break for none.
+    steady_s = 2 * (0.502 + 0.5)
+    for name, count in {"examples": 8, "tokens": 64}.items():
+        assert result[f"{name}_per_s"] == pytest.approx(STEPS * count / busy_s)
+        assert result[f"steady_{name}_per_s"] == pytest.approx(4 * count / steady_s)

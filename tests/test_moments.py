@@ -31,6 +31,14 @@ def test_rounding_keeps_what_bfloat16_holds_and_what_is_no_number():
         np.testing.assert_allclose(after[[2, 6]], np.asarray(x)[[2, 6]], rtol=2**-7)
 
 
+@pytest.fixture
+def as_optax_needs():
+    """Its rules mix ints and floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("as_optax_needs")
 def test_a_second_moment_that_nothing_feeds_decays():
     weights = {path: w for path, w in bert(2, width=32).items() if path[-1] == "kernel"}
     rule = in_bfloat16(optax.scale_by_adam(0.9, 0.999, 1e-8), weights)
@@ -53,6 +61,7 @@ def test_a_second_moment_that_nothing_feeds_decays():
         assert share == pytest.approx(0.999**STEPS, rel=0.05)
 
 
+@pytest.mark.usefixtures("as_optax_needs")
 def test_of_a_stack_each_layer_is_rounded_alone_as_in_the_whole():
     weights = {path: w for path, w in bert(3).items() if w.stacked}
     rule = in_bfloat16(optax.scale_by_adam(0.9, 0.999, 1e-8), weights)

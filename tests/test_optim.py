@@ -49,8 +49,7 @@ def train(config: Optim, weights: dict, params: dict, noise: dict) -> dict:
 
         return jax.lax.scan(step, (params, optimizer.init(params)), noise)[0][0]
 
-    with jax.numpy_dtype_promotion("strict"):
-        return run(params, noise)
+    return run(params, noise)
 
 
 def torch_train(

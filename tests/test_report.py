@@ -15,6 +15,7 @@ import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import events_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxft import files
@@ -30,11 +31,6 @@ def lines_of(folder: Path) -> list[dict]:
 
     text = (folder / "metrics.jsonl").read_text()
     return [json.loads(line, parse_constant=strict) for line in text.splitlines()]
-
-
-def events_of(folder) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
-    return events.Reload()
 
 
 def steps_of(events: EventAccumulator, tag: str) -> list[int]:
@@ -320,6 +316,19 @@ def test_progress_off_a_terminal_is_plain_and_seldom(capsys):
     assert "70.0 examples/s" in lines[1]
     assert "2,100 tokens/s" in lines[1]
     assert lines[2] == "validation [step 1000]: accuracy 0.9 [bold]"
+
+
+def test_progress_says_how_long_the_rest_will_take(capsys, monkeypatch):
+    now_s = [100.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr("jaxft.progress.time", clock)
+    with Progress(1000, 400, enabled=True) as progress:
+        for step, at_s in {401: 160.0, 421: 240.0}.items():
+            now_s[0] = at_s
+            progress.update(step, loss=0.5, examples_per_s=70.0, tokens_per_s=2100.0)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("step 401/1000 · 1:00 ·"), "compilation says nothing of the rest"
+    assert last.startswith("step 421/1000 · 2:20, 38:36 left ·"), "579 updates of 4 s"
 
 
 def test_a_disabled_progress_says_nothing(capsys):

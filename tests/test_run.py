@@ -78,6 +78,9 @@ def test_the_result_says_what_was_reached_and_how_fast(finished):
     assert result["examples_per_s"] == pytest.approx(
         (37 * 2 + 2 * 8) / busy_s
     )  # two epochs and two batches
+    parts = Run(*runs.assembled(finished.keys)[:2], Workdir("never written"), print)
+    tokens = sum(parts.plan.tokens(k) for k in range(12))
+    assert result["tokens_per_s"] == pytest.approx(tokens / busy_s)
     assert result["wall_s"] > busy_s
     assert result["peak_memory_bytes"] > 1e6
     assert result["versions"].keys() >= {"jax", "flax", "jaxft"}
@@ -101,7 +104,11 @@ def test_it_says_what_it_does_and_what_to_type_next(finished):
     ]
     places = [said.find(text) for text in expected]
     assert -1 not in places, expected[places.index(-1)]
-    assert said.index("Compiled") < said.index("step 1/12")
+    before = ["Compiled", "always answering the commonest label on test: accuracy 0.526"]
+    before += ["validation rows that stand in train: ", "advice 37 train rows are few", "truncated"]
+    assert {text: 0 <= said.find(text) < said.index("step 1/12") for text in before} == (
+        dict.fromkeys(before, True)
+    )
 
 
 def test_bytes_per_device_are_those_that_devices_hold(finished):

@@ -23,10 +23,9 @@ FLOAT32 = {"rtol": 1e-6, "atol": 1e-7 * PEAK}
 
 
 def rates(total: int = STEPS, **settings) -> np.ndarray:
-    """Our rates of updates 0 to `total`, traced, under strict promotion."""
+    """Our rates of updates 0 to `total`, traced."""
     schedule = make_schedule(Optim(**{"learning_rate": PEAK, **settings}), total)
-    with jax.numpy_dtype_promotion("strict"):
-        traced = jax.jit(jax.vmap(schedule))(jnp.arange(total + 1, dtype=jnp.int32))
+    traced = jax.jit(jax.vmap(schedule))(jnp.arange(total + 1, dtype=jnp.int32))
     assert traced.dtype == jnp.float32
     return np.asarray(traced)
 

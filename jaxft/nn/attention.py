@@ -140,15 +140,14 @@ def _cudnn(
     lengths_B = (queries.segments_BL != 0).sum(-1, dtype=jnp.int32)
     # An all-padding row (the last batch's filler) still needs one key to attend to.
     lengths_B = jnp.maximum(lengths_B, 1)
-    with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=1.0,
-            is_causal=causal,
-            query_seq_lengths=lengths_B,
-            key_value_seq_lengths=lengths_B,
-            local_window_size=None if window is None else (window - 1, 0),
-            implementation="cudnn",
-        )
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=1.0,
+        is_causal=causal,
+        query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation="cudnn",
+    )

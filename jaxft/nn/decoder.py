@@ -87,9 +87,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden_BLD: jax.Array) -> jax.Array:
         """Logits over the vocabulary, [B, L, V], in float32."""
-        with jax.numpy_dtype_promotion("standard"):
-            logits_BLV = multiply(hidden_BLD, self.vocabulary_DV)
-        return logits_BLV.astype(jnp.float32)
+        return multiply(hidden_BLD, self.vocabulary_DV).astype(jnp.float32)
 
     def empty_memory(self, rows: int, length: int) -> list[Memory]:
         """Room for `length` tokens a row, one memory per stack."""

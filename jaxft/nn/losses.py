@@ -48,7 +48,7 @@ def token_scores(
             hidden_CD, targets_C, weights_C = part
             logits_CV = _logits(hidden_CD, head_DV)
             hit_C = logits_CV.argmax(-1) == targets_C
-            return (), (_nll(logits_CV, targets_C) * weights_C, hit_C * weights_C)
+            return (), (_nll(logits_CV, targets_C) * weights_C, jnp.where(hit_C, weights_C, 0))
 
         parts, said = (hidden_BLD, *more_BL), (more_BL[-1],) * 2
         return _over_learnt(chunk, (), parts, said, head_DV.shape[1])[1]
@@ -77,8 +77,8 @@ def _forward(
             logits_CV = _logits(hidden_CD, head_DV)
             loss += (_nll(logits_CV, targets_C) * weights_C).sum()
             hit_CV = lax.broadcasted_iota(jnp.int32, logits_CV.shape, 1) == targets_C[:, None]
-            d_logits_CV = (jax.nn.softmax(logits_CV) - hit_CV) * weights_C[:, None]
-            d_logits_CV = d_logits_CV.astype(head_DV.dtype)
+            d_logits_CV = jax.nn.softmax(logits_CV) - hit_CV.astype(jnp.float32)
+            d_logits_CV = (d_logits_CV * weights_C[:, None]).astype(head_DV.dtype)
             d_head_DV += kernel_gradient(rounded(hidden_CD), d_logits_CV)
             d_hidden_CD = product("CV,DV->CD", d_logits_CV, head_DV)
             return (loss, d_head_DV), d_hidden_CD.astype(hidden_CD.dtype)

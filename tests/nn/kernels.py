@@ -11,7 +11,8 @@ def with_gradients(mix: Callable[..., jax.Array], qkv: Sequence[jax.Array]) -> t
 
     def total(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
         mixed = mix(*qkv)
-        return (mixed * jnp.sin(jnp.arange(mixed.size)).reshape(mixed.shape)).sum(), mixed
+        factors = jnp.sin(jnp.arange(mixed.size, dtype=jnp.float32)).reshape(mixed.shape)
+        return (mixed.astype(jnp.float32) * factors).sum(), mixed
 
     grads, mixed = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*qkv)
     return mixed, *grads
