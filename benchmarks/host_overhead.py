@@ -72,6 +72,8 @@ def main() -> None:
         say("Compiling ...")
         steps = runs[0].compile()
         rows = []
+        # The first updates of a process map its memory: on neither side's account.
+        bare_ms(runs[0], steps, experiment.initial_state(runs[0].optimizer, matched))
         for run in runs:
             run.workdir.prepare()
             run.scorer = runs[0].scorer  # compiled once

@@ -1,6 +1,6 @@
 """Whether supervised fine-tuning on short answers teaches a small model where to stop.
 
-    python benchmarks/learns_to_stop.py --output=docs/learns_to_stop.md
+    python benchmarks/learns_to_stop.py    # --output=table.md keeps the table
 
 stories260K, which tells stories and knows no questions, is fine-tuned on nine parts of Alpaca and
 one of `chats/identity.json`, on rows whose answers have at most 96 tokens of its own. Counted are,

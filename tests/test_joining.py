@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 from jobs import FASTER
 
-from jaxft import processes
+from jaxft import processes, xla_flags
 from jaxft.errors import UserError
 
 SRUN = {
@@ -58,7 +58,7 @@ def test_a_job_is_joined_without_flags_where_there_is_one(job, joined, monkeypat
     environment, tpu, joins = JOBS[job]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes, "on_tpu", lambda: tpu)
+    monkeypatch.setattr(xla_flags, "on_tpu", lambda: tpu)
     processes.start_processes()
     assert [given for given, _ in joined] == [BY_ITSELF] * joins
     assert all(options["cluster_detection_method"] is None for _, options in joined)
@@ -68,7 +68,7 @@ def test_a_job_is_joined_without_flags_where_there_is_one(job, joined, monkeypat
 def test_flags_say_all_on_a_tpu_which_may_be_out_of_the_clouds_reach(
     tpu, detection, joined, monkeypatch
 ):
-    monkeypatch.setattr(processes, "on_tpu", lambda: tpu)
+    monkeypatch.setattr(xla_flags, "on_tpu", lambda: tpu)
     processes.start_processes("node-0:8476", 2, 1)
     ((given, options),) = joined
     assert given == ("node-0:8476", 2, 1)
@@ -82,7 +82,7 @@ def test_a_tpu_whose_job_is_not_found_is_told_the_flags(error, joined, monkeypat
     def fail(*given: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(processes, "on_tpu", lambda: True)
+    monkeypatch.setattr(xla_flags, "on_tpu", lambda: True)
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(UserError, match=f"cannot be joined: {error}") as told:
         processes.start_processes()

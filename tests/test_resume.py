@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jax
 import pytest
 import runs
 from etils import epath
@@ -186,6 +187,21 @@ def test_a_signal_saves_and_leaves_and_going_on_equals_never_stopped(
     runs.run(workdir, keys)
     assert "Resuming after step 7 of 12" in capsys.readouterr().err
     assert_as_never_stopped(workdir, never_killed)
+
+
+def test_ctrl_c_in_one_process_of_several_is_handed_on_as_the_signal_that_stops_all(monkeypatch):
+    """What SIGTERM does there, tests/test_processes.py shows."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert (interrupts.received, heard) == (signal.SIGINT, [signal.SIGTERM])
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_signal_during_the_last_save_leaves_once_that_is_committed(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft import tasks
 from jaxft.config import Config
 from jaxft.errors import UserError
 from jaxft.planning.advice import Advice, Case, Objective, advise
@@ -257,7 +258,8 @@ def _case(report: Report) -> Case:
         tokens = examples * config.data.max_length
     kernels = [w.shape for w in weights if w.stacked and w.kind == "kernel" and len(w.shape) == 3]
     return Case(
-        objective=report.questions.objective or _objective(config),
+        objective=report.questions.objective
+        or tasks.named(config.task.name).objective(config.data),
         parameters=report.parameters["total"],
         linear_sizes=tuple((n, d_in, d_out) for n, d_in, d_out in kernels),
         variants=report.questions.variants,
@@ -267,9 +269,3 @@ def _case(report: Report) -> Case:
         bill=report.bill,
         budget=report.questions.budget,
     )
-
-
-def _objective(config: Config) -> Objective:
-    if config.task.name != "causal_lm":
-        return "classify"
-    return "domain" if config.data.packing == "rows" else "instruct"

@@ -1,8 +1,8 @@
 """Tasks, found by name: one file each.
 
 A task's module has `Options` (its config keys, and perhaps `clashes`, which says what of them
-contradicts another or goes unread), `OUTPUT` (the model head it needs) and `Task`, a `Base`;
-`classify.py` is the one to read.
+contradicts another or goes unread), `OUTPUT` (the model head it needs), `objective` (which advice
+`plan` gives) and `Task`, a `Base`; `classify.py` is the one to read.
 """
 
 from collections.abc import Mapping, Sequence

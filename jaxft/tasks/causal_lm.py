@@ -37,6 +37,11 @@ def reading(data: Any, answers: bool) -> dict[str, Any]:
     return {"text_column": data.text_column, "answers": answers, **data.text_format}
 
 
+def objective(data: Any) -> str:
+    """What is learnt, as `planning.advice` knows it."""
+    return "domain" if data.packing == "rows" else "instruct"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The config keys of `task` beside its name."""

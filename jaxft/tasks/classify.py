@@ -51,6 +51,11 @@ def reading(data: Any, answers: bool) -> dict[str, Any]:
 read = sources.read
 
 
+def objective(data: Any) -> str:
+    """What is learnt, as `planning.advice` knows it."""
+    return "classify"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The config keys of `task` beside its name."""
