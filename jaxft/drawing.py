@@ -109,6 +109,27 @@ def check_lengths(drawn: Blueprint, tokenizer: Any, max_length: int) -> None:
         )
 
 
+def check_padding(drawn: Blueprint, tokenizer: Any, say: Say) -> None:
+    """Raises UserError where every text has a token that the model takes for padding: transformers
+    gives it no position of its own. Only RoBERTa's positions depend on that.
+    """
+    padding = getattr(drawn.dims, "pad_token_id", None)
+    if padding in (None, tokenizer.pad_token_id):
+        return
+    if (token := tokenizer.convert_ids_to_tokens(padding)) is None:
+        return
+    clash = (
+        f"The model pads with token {padding} (pad_token_id in its config.json), the tokenizer "
+        f"with {tokenizer.pad_token_id}, and calls {padding} {token!r}"
+    )
+    if padding in tokenizer("")["input_ids"]:
+        raise UserError(
+            f"{clash}, which every text has. Model and tokenizer do not belong together, or a copy "
+            "of the model needs the pad_token_id that it was trained with."
+        )
+    say(f"WARNING: {clash}. In texts that have it transformers counts other positions than jaxft.")
+
+
 def say_vocabulary(drawn: Blueprint, tokenizer: Any, tensor: int, say: Say) -> None:
     """What `mesh.tensor` cannot split."""
     size = drawn.dims.vocab_size

@@ -20,7 +20,14 @@ from jaxft import models, pretrained, tasks
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import Config, from_dict
 from jaxft.data.features import Rows, Split, read_splits, tokenise
-from jaxft.drawing import check_head, check_lengths, draw, say_match, say_vocabulary
+from jaxft.drawing import (
+    check_head,
+    check_lengths,
+    check_padding,
+    draw,
+    say_match,
+    say_vocabulary,
+)
 from jaxft.errors import UserError
 from jaxft.models import Blueprint
 from jaxft.nn.attention import WIDTH_UNITS
@@ -97,13 +104,16 @@ class Experiment:
 
     @property
     def hf_config(self) -> dict[str, Any]:
-        """The `config.json` of the model that is being made."""
+        """The `config.json` of the model that is being made: task and tokenizer have a say in what
+        does not shape it; what does is a fact of the weights (RoBERTa's `pad_token_id` too).
+        """
         old = ("num_labels", "_num_labels", "torch_dtype")
         kept = {k: v for k, v in self.drawn.config.items() if k not in old}
+        told, shape = self.task.config(self.tokenizer), vars(self.drawn.dims)
         output = self.module.OUTPUT
         return {
             **kept,
-            **self.task.config(self.tokenizer),
+            **{name: value for name, value in told.items() if name not in shape},
             "architectures": [self.drawn.module.ARCHITECTURES[output]],
         }
 
@@ -218,7 +228,8 @@ def assemble(
     vocabulary = models.dims_of(source.config).vocab_size
     source = source.with_tokens(config.model.new_tokens, vocabulary, say)
     rows = read_splits(module, config.data, config.task, say)
-    task = module.Task.from_rows(config.task, rows["train"], source.labels)
+    fresh = config.model.new_head or source.checkpoint is None
+    task = module.Task.from_rows(config.task, rows["train"], () if fresh else source.labels)
     say(f"Task: {module.__name__.rpartition('.')[2]}, {task.describe()}")
     drawn = draw(config, source.config, module, task, mesh, say)
     check_head(source, drawn, task, config.model.new_head)
@@ -229,6 +240,7 @@ def assemble(
         matched = drawn.match(source.checkpoint, config.model.new_head, source.new_rows)
     say_match(matched, say)
     check_lengths(drawn, tokenizer, config.data.max_length)
+    check_padding(drawn, tokenizer, say)
     say_vocabulary(drawn, tokenizer, mesh.shape["tensor"], say)
     if experiment.metric not in task.score_names:
         raise UserError(

@@ -1,5 +1,6 @@
 """What the devices here can do: precision, attention kernel, memory."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,16 @@ def check_host_memory(offload: bool, kept: Mapping[Activation, Place], device: j
 
 
 def memory_bytes(peak: bool = False) -> int | None:
-    """Bytes in use (or at most so far) on this process's first device; on CPU, of the process."""
+    """Bytes in use (or at most so far) on this process's first device; on CPU, of the process, and
+    None where its system does not tell.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats:
         return stats["peak_bytes_in_use" if peak else "bytes_in_use"]
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if peak else None
+    if peak:
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else None

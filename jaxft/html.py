@@ -38,16 +38,18 @@ def write_report(
     metrics: Sequence[Row],
     metric: str,
     confusion: np.ndarray | None,
+    counts: np.ndarray | None,
     labels: Sequence[str],
     mistakes: Sequence[Row],
     inspection: Row,
 ) -> None:
     """Writes the page.
 
-    metrics: rows of metrics.jsonl. metric: the score that chose the best checkpoint. confusion:
-    int[C, C], rows true, of the test split, without one of validation. mistakes: as a task's
-    `worst` gives them, with their texts. inspection: as `data.inspection.inspect` gives it, with
-    `advice`, a list of texts. result: as result.json.
+    metrics: rows of metrics.jsonl. metric: the score that chose the best checkpoint. confusion,
+    int[C, C], rows true, and counts, int[C, 3], as a task's `per_class` gives them, are of the test
+    split, without one of validation. mistakes: as a task's `worst` gives them, with their texts.
+    inspection: as `data.inspection.inspect` gives it, with `advice`, a list of texts. result: as
+    result.json.
     """
     split = "test" if "test" in result else "validation"
     # What chose by the loss chose by its exponential too, which says more.
@@ -61,7 +63,8 @@ def write_report(
     if confusion is not None:
         where = f"Where the {split} answers went"
         body.append(_section(where, confusion_table(confusion, labels)))
-        body.append(_section("Class by class", per_class(confusion, labels)))
+    if counts is not None:
+        body.append(_section("Class by class", per_class(counts, labels)))
     body.append(_section("Where it went most wrong", mistake_list(mistakes)))
     body.append(_section("The data", data_sheet(inspection)))
     body.append(_section("The configuration", settings_table(config)))

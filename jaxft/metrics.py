@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 THRESHOLD = 0.5  # a multi-label class is predicted from this probability on
+SAME_NUMBER = 1e-3  # of the targets' standard deviation: answers that spread no further are one
 MOST_NAMED = 100  # classes, up to which a drawn confusion matrix names each
 MOST_CONFUSED = 2000  # classes, up to which one is made: it has a count for every two of them
 
@@ -109,6 +110,19 @@ def confusion_matrix(predictions: ArrayLike, targets: ArrayLike, labels: Sequenc
     return np.bincount(true * size + predicted, minlength=size * size).reshape(size, size)
 
 
+def class_counts(predictions: ArrayLike, targets: ArrayLike, labels: Sequence[str]) -> Ints:
+    """Counts int[C, 3]: the rows of each class, its answers, and the right ones of these.
+
+    predictions, targets: int[N], a class a row, or 0 or 1 [N, C], any number of them.
+    """
+    if np.ndim(targets) == 2:
+        predicted, true = np.asarray(predictions, bool), np.asarray(targets, bool)
+        return np.stack([side.sum(axis=0) for side in (true, predicted, true & predicted)], axis=1)
+    predicted, true = _classes(predictions, targets, labels)
+    sides = (true, predicted, true[predicted == true])
+    return np.stack([np.bincount(side, minlength=len(labels)) for side in sides], axis=1)
+
+
 def majority_share(predictions: ArrayLike) -> float:
     """Share of the rows that got the commonest answer. predictions: int[N]."""
     counts = np.unique(np.asarray(predictions), return_counts=True)[1]
@@ -126,9 +140,45 @@ def one_class_warning(
     if majority_share(predicted) < 1.0 or len(np.unique(true)) < 2:
         return None
     right = float(np.mean(predicted == true))
+    return _same_answer(
+        repr(labels[predicted[0]]),
+        len(predicted),
+        f"right for {right:.1%} of them; {len(np.unique(true))} classes occur",
+    )
+
+
+def one_set_warning(
+    predictions: ArrayLike, targets: ArrayLike, labels: Sequence[str]
+) -> str | None:
+    """As `one_class_warning`, of any number of classes a row: 0 or 1 [N, C]."""
+    predicted, true = np.asarray(predictions, bool), np.asarray(targets, bool)
+    occur = len(np.unique(true, axis=0))
+    if (predicted != predicted[0]).any() or occur < 2:
+        return None
+    names = [repr(name) for name, on in zip(labels, predicted[0], strict=True) if on]
+    right = float(np.mean((predicted == true).all(axis=1)))
+    return _same_answer(
+        " and ".join(names) or "no label",
+        len(predicted),
+        f"right for {right:.1%} of them; {occur} sets of labels occur",
+    )
+
+
+def one_number_warning(predictions: ArrayLike, targets: ArrayLike) -> str | None:
+    """As `one_class_warning`, of numbers: float[N]."""
+    predicted, true = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
+    if not true.std() or predicted.std() > SAME_NUMBER * true.std():
+        return None
+    return _same_answer(
+        f"{predicted.mean():.4g}",
+        len(predicted),
+        f"the right ones are {true.min():g} to {true.max():g}",
+    )
+
+
+def _same_answer(answer: str, rows: int, truth: str) -> str:
     return (
-        f"The model answers {labels[predicted[0]]!r} for all {len(predicted)} rows (right for "
-        f"{right:.1%} of them; {len(np.unique(true))} classes occur): it has learned nothing from "
+        f"The model answers {answer} for all {rows} rows ({truth}): it has learned nothing from "
         "the texts so far. Early in a run this can pass. If it stays: a lower optim.learning_rate, "
         "more optim.warmup_steps, another seed, an optimizer with bias correction (adamw has it)."
     )

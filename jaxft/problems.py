@@ -51,6 +51,10 @@ class _Classes:
             )
         return [[number[name] for name in names] for names in rows]
 
+    def per_class(self, answers: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Counts [C, 3], as `metrics.class_counts`."""
+        return metrics.class_counts(answers, targets, self.labels)
+
     def _by_label(self, shares_C: np.ndarray) -> dict[str, float]:
         return {name: float(share) for name, share in zip(self.labels, shares_C, strict=True)}
 
@@ -101,6 +105,10 @@ class SingleLabel(_Classes):
         """In the form of targets."""
         return logits_NC.argmax(-1)
 
+    def warning(self, answers_N: np.ndarray, targets_N: np.ndarray) -> str | None:
+        """What looks broken in the answers as a whole."""
+        return metrics.one_class_warning(answers_N, targets_N, self.labels)
+
     def readable(self, target: Any) -> str:
         """A target as people write it."""
         return self.labels[int(target)]
@@ -140,6 +148,9 @@ class MultiLabel(_Classes):
     def answers(self, logits_NC: np.ndarray) -> np.ndarray:
         return (_sigmoid(logits_NC) >= metrics.THRESHOLD).astype(np.int64)
 
+    def warning(self, answers_NC: np.ndarray, targets_NC: np.ndarray) -> str | None:
+        return metrics.one_set_warning(answers_NC, targets_NC, self.labels)
+
     def readable(self, target: Any) -> list[str]:
         return [name for name, on in zip(self.labels, target, strict=True) if on]
 
@@ -167,6 +178,12 @@ class Regression:
 
     def answers(self, logits_NC: np.ndarray) -> np.ndarray:
         return logits_NC[:, 0]
+
+    def per_class(self, answers_N: np.ndarray, targets_N: np.ndarray) -> None:
+        return None
+
+    def warning(self, answers_N: np.ndarray, targets_N: np.ndarray) -> str | None:
+        return metrics.one_number_warning(answers_N, targets_N)
 
     def readable(self, target: Any) -> float:
         return float(target)

@@ -37,6 +37,11 @@ _CLUSTERS = (
     {"OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
 )
 """What JAX reads of srun and of Open MPI's mpirun."""
+_BY_FLAGS = (
+    "\nJAX did not find them by itself. Give each its place: --coordinator_address=HOST:PORT "
+    "--num_processes=N --process_id=I, of one that is alone --coordinator_address=localhost:8476 "
+    "--num_processes=1 --process_id=0."
+)
 _leaving = threading.Lock()
 
 
@@ -75,11 +80,14 @@ def start_processes(
     try:
         jax.distributed.initialize(
             *given,
+            # Of a TPU's host JAX would ask the cloud even where the flags say all.
+            cluster_detection_method="deactivate" if coordinator and xla_flags.on_tpu() else None,
             initialization_timeout=MEET_S + 60,
             heartbeat_timeout_seconds=HEARTBEAT_S,
         )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"The processes of the job cannot be joined: {error}") from error
+    except (RuntimeError, ValueError, OSError) as error:  # OSError: no answer from the cloud
+        way_out = "" if coordinator else _BY_FLAGS
+        raise UserError(f"The processes of the job cannot be joined: {error}{way_out}") from error
     finally:
         timer.cancel()
     if process_count() > 1:

@@ -59,7 +59,7 @@ def open_source(model: Model, say: Say) -> Source:
     else:
         checkpoint, named = None, model.tokenizer
         if isinstance(model.config, str):
-            folder, found = hub.locate(model.config)
+            folder, found = hub.locate(model.config, "model.config")
             config = pretrained.Checkpoint(folder).config
             say(f"Model: the architecture of {found}, from scratch")
         else:
@@ -75,12 +75,13 @@ def open_source(model: Model, say: Say) -> Source:
     # Before transformers, which looks into config.json for the tokenizer and says less of it.
     models.Blueprint.draw(config)
     if named is not None:
-        folder, found = hub.locate(named)
+        folder, found = hub.locate(named, "model.tokenizer")
         say(f"Tokenizer: {found}")
     if folder is None:
         say("Tokenizer: bytes (model.tokenizer names another one)")
         tokenizer = byte_tokenizer()
-        return Source({"vocab_size": len(tokenizer), **config}, tokenizer, checkpoint)
+        own = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return Source({**own, **config}, tokenizer, checkpoint)
     return Source(config, load_tokenizer(folder), checkpoint)
 
 

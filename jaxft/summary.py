@@ -235,6 +235,7 @@ def write(
         metrics=report.read_metrics(workdir.path),
         metric=experiment.metric,
         confusion=task.confusion(outputs, split.targets),
+        counts=task.per_class(outputs, split.targets),
         labels=task.labels,
         mistakes=mistakes,
         inspection=inspected,
@@ -256,10 +257,11 @@ def announce(result: Mapping[str, Any], workdir: Workdir, say: Say) -> None:
         f"  {result['examples_per_s']:.1f} examples/s with compilation; the report is "
         f"{workdir.file('report.html')}"
     )
+    folder = shlex.quote(str(workdir))
     say("Next:")
-    say(f"  tensorboard --logdir {workdir}")
-    say(f"  python -m jaxft.predict --workdir={workdir} --input=FILE")
-    say(f"  python -m jaxft.export --workdir={workdir} --output=FOLDER")
+    say(f"  tensorboard --logdir {folder}")
+    say(f"  python -m jaxft.predict --workdir={folder} --input=FILE")
+    say(f"  python -m jaxft.export --workdir={folder} --output=FOLDER")
     print(files.dumps(result))
 
 

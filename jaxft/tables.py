@@ -62,8 +62,9 @@ def _each_with_each(matrix: np.ndarray, labels: Sequence[str], totals: np.ndarra
     return f"<table class='confusion {kind}'><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
-def per_class(matrix: np.ndarray, labels: Sequence[str]) -> str:
-    hits, true, answered = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+def per_class(counts: np.ndarray, labels: Sequence[str]) -> str:
+    """Of each class, from its rows, its answers and the right ones of these, [C, 3]."""
+    true, answered, hits = counts.T
     precision, recall = hits / np.maximum(answered, 1), hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(true + answered, 1)
     rows = [

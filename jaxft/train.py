@@ -2,6 +2,7 @@
 `Run.loop`.
 """
 
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -285,7 +286,7 @@ class Run(Parts):
         assert interrupts.received is not None
         recorder.bar.say(
             f"Stopped by {interrupts.received.name} after step {step}, which is saved. The same "
-            f"command with --workdir={self.workdir} goes on."
+            f"command with --workdir={shlex.quote(str(self.workdir))} goes on."
         )
         raise Stopped(interrupts.received)
 

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes .venv beside the package and installs it. Usage: prepare [extra ...]
 set -euo pipefail
+# macOS has bash 3.2, where an array without words is unset: ${words[@]+"${words[@]}"} where it may be one.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '%s\n' "$*" >&2; }

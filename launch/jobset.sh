@@ -5,7 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/remote.sh"
 read_words "$@"
 image='' hosts='' gpus=''
-for flag in "${flags[@]}"; do
+for flag in ${flags[@]+"${flags[@]}"}; do
   case "$flag" in
     --image=*) image=${flag#*=} ;;
     --hosts=*) hosts=${flag#*=} ;;

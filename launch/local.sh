@@ -3,7 +3,7 @@
 #   launch/local.sh [--print] [flags of python -m jaxft.train]
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 find_print "$@"
-command=(.venv/bin/python -m jaxft.train "${words[@]}")
+command=(.venv/bin/python -m jaxft.train ${words[@]+"${words[@]}"})
 if [ -n "$printing" ]; then
   show "${command[@]}"
   exit

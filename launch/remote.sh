@@ -12,7 +12,7 @@ usage() {
 # shellcheck disable=SC2034 # they are the scripts'
 read_words() {
   find_print "$@"
-  set -- "${words[@]}"
+  set -- ${words[@]+"${words[@]}"}
   flags=()
   [ $# -gt 0 ] && [ "${1#-}" = "$1" ] || usage
   name=$1
@@ -27,7 +27,7 @@ read_words() {
 
 # Ends where none of train's words begins so.
 needs() {
-  case " ${words[*]}" in
+  case " ${words[*]-}" in
     *" $1"*) ;;
     *) say "launch/${0##*/} needs $1$2" && exit 2 ;;
   esac

@@ -15,5 +15,5 @@ remote="mkdir -p jaxft && tar -xzf jaxft.tgz -C jaxft && cd jaxft && exec launch
 # A commit of what differs from the last one, on no branch; empty where nothing does.
 [ -n "$printing" ] || changed=$(git stash create)
 run git archive --format=tar.gz --output="$archive/jaxft.tgz" "${changed:-HEAD}"
-run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all "${flags[@]}"
-run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${flags[@]}" --command="$remote"
+run gcloud compute tpus tpu-vm scp "$archive/jaxft.tgz" "$name:jaxft.tgz" --worker=all ${flags[@]+"${flags[@]}"}
+run gcloud compute tpus tpu-vm ssh "$name" --worker=all ${flags[@]+"${flags[@]}"} --command="$remote"

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import runs
+from sklearn.metrics import precision_recall_fscore_support
 
 from jaxft import tasks
 from jaxft.data.batches import BatchSource, put, rows_here
@@ -233,6 +234,43 @@ def test_the_worst_mistakes_come_first_and_right_rows_never():
     numbers = [*LOGITS[:3, 0].tolist(), 0.5]
     worst = Task(NUMBER, ("score",), (1.0,)).worst(outputs(LOGITS[:4, :1]), numbers)
     assert [mistake["row"] for mistake in worst] == [3]
+
+
+def test_classes_are_counted_as_scikit_learn_counts_them():
+    for task, targets in (
+        (Task(SINGLE, LABELS, (1.0,) * 3), CLASSES),
+        (Task(MULTI, LABELS, (1.0,) * 3), SEVERAL),
+    ):
+        found = outputs(LOGITS)
+        true, answered, right = task.per_class(found, targets.tolist()).T
+        theirs = precision_recall_fscore_support(targets, task.kind.answers(LOGITS))
+        np.testing.assert_allclose(right / answered, theirs[0])
+        np.testing.assert_allclose(right / true, theirs[1])
+        np.testing.assert_array_equal(true, theirs[3])
+    assert Task(NUMBER, ("score",), (1.0,)).per_class(outputs(LOGITS[:, :1]), SEVERAL[:, 0]) is None
+
+
+COLLAPSED = {
+    "one label": (SINGLE, LOGITS - [[9, 0, 0]] * 7 - [[0, 0, 9]] * 7, CLASSES, "'green'", 2 / 7),
+    "several": (MULTI, np.abs(LOGITS) * [[1, -1, 1]], SEVERAL, "'blue' and 'red'", None),
+    "no label": (MULTI, -np.abs(LOGITS), SEVERAL, "no label", None),
+    "a number": (NUMBER, 2.5 + 1e-5 * LOGITS[:, :1], LOGITS[:, 1], "2.5", None),
+}
+
+
+@pytest.mark.parametrize("what", COLLAPSED)
+def test_pitfall_23_the_same_answer_for_all_rows_is_warned_of(what):
+    problem, logits, targets, answer, right = COLLAPSED[what]
+    task = Task(problem, LABELS if problem != NUMBER else ("score",), (1.0,) * 3)
+    said = task.warning(outputs(logits), targets.tolist())
+    assert said.startswith(f"The model answers {answer} for all 7 rows (")
+    if right is not None:
+        assert f"right for {right:.1%} of them" in said
+    some = logits.copy()
+    some[3] = -some[3] if problem == MULTI else LOGITS[3, : logits.shape[1]]
+    assert task.warning(outputs(some), targets.tolist()) is None, "one row has another answer"
+    alike = np.repeat(targets[:1], 7, axis=0).tolist()
+    assert task.warning(outputs(logits), alike) is None, "all rows are to have one answer"
 
 
 def fit(keys: dict[str, Any], updates: int = 60) -> tuple[dict[str, float], Scorer, Any]:

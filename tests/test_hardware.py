@@ -1,15 +1,22 @@
 """What `auto` chooses for a device, and what an explicit choice is refused for."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 import runs
 
 from jaxft import drawing, hardware
 from jaxft.errors import UserError
-from jaxft.hardware import choose_attention, choose_matmul_precision
+from jaxft.hardware import (
+    choose_attention,
+    choose_dtype,
+    choose_matmul_precision,
+    memory_bytes,
+)
 
 GPU: Any = SimpleNamespace(platform="gpu", compute_capability="9.0")
 CPU: Any = SimpleNamespace(platform="cpu")
@@ -88,6 +95,46 @@ def test_an_experiment_tells_whether_its_rows_are_shared_and_how_wide_its_heads_
     monkeypatch.setattr(drawing, "choose_attention", note)
     runs.assembled(keys | {"data.packing": packing})
     assert told == [(packing != "none", 8)]
+
+
+AMPERE: Any = SimpleNamespace(platform="gpu", compute_capability="8.0")
+TURING: Any = SimpleNamespace(platform="gpu", compute_capability="7.5")
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen"),
+    [(TPU, "bfloat16"), (AMPERE, "bfloat16"), (TURING, "float32"), (CPU, "float32")],
+)
+def test_computation_is_in_bfloat16_where_the_device_multiplies_it_fast(device, chosen):
+    assert choose_dtype("auto", device) == chosen
+    assert choose_dtype("float32", device) == "float32"
+    assert choose_dtype("bfloat16", device) == "bfloat16"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system has no /proc")
+def test_memory_in_use_follows_what_the_process_holds():
+    before = memory_bytes()
+    held = np.ones(25_000_000)  # 200 MB
+    assert before is not None
+    assert memory_bytes() - before > 0.9 * held.nbytes
+    del held
+    assert memory_bytes() - before < 100e6
+    assert memory_bytes(peak=True) > before + 180e6, "and the peak stays"
+
+
+def test_the_peak_is_in_bytes_whatever_unit_the_system_counts_in(monkeypatch):
+    usage = SimpleNamespace(ru_maxrss=5_000_000)
+    monkeypatch.setattr("resource.getrusage", lambda who: usage)
+    for platform, peak in {"linux": 5_120_000_000, "darwin": 5_000_000}.items():
+        monkeypatch.setattr("sys.platform", platform)
+        assert memory_bytes(peak=True) == peak
+
+
+def test_a_devices_own_memory_is_told_where_it_counts(monkeypatch):
+    told = {"bytes_in_use": 3, "peak_bytes_in_use": 7}
+    device = SimpleNamespace(memory_stats=lambda: told)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert (memory_bytes(), memory_bytes(peak=True)) == (3, 7)
 
 
 def test_float32_computation_multiplies_float32_on_every_device():

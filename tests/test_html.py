@@ -57,6 +57,7 @@ PARTS = {
     "metrics": metrics_of(),
     "metric": "accuracy",
     "confusion": None,
+    "counts": None,
     "labels": LABELS,
     "mistakes": [],
     "inspection": {"splits": {}, "overlap": [], "advice": []},
@@ -107,11 +108,17 @@ def inspection_of(labels: list) -> dict:
     return inspect({"train": train, "test": test}, max_length=10) | {"advice": ["a <hint>"]}
 
 
+def confused(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """The parts of a page that follow from who was taken for whom."""
+    counts = [matrix.sum(axis=1), matrix.sum(axis=0), np.diag(matrix)]
+    return {"confusion": matrix, "counts": np.stack(counts, axis=1)}
+
+
 @pytest.fixture
 def full(tmp_path):
     return written(
         tmp_path,
-        confusion=np.array([[3, 1, 0], [0, 4, 0], [2, 0, 6]]),
+        **confused(np.array([[3, 1, 0], [0, 4, 0], [2, 0, 6]])),
         mistakes=[
             {"text": "<script>alert(1)</script> & 5 < 6", "truth": LABELS[1]}
             | {"prediction": "billing", "confidence": 0.97},
@@ -154,6 +161,15 @@ def test_the_confusion_matrix_shows_counts_shares_and_the_commonest_mistakes(ful
     assert "Most often refund taken for billing: 2 of 8" in page.text
     # precision 6 of 6, recall 6 of 8
     assert "refund 1.000 0.750 0.857 8 6" in page.text
+
+
+def test_classes_are_told_one_by_one_where_a_row_may_have_several(tmp_path):
+    counts = np.array([[4, 2, 1], [0, 3, 0], [5, 0, 0]])
+    page = written(tmp_path, counts=counts)[1]
+    assert "Class by class class precision recall F1 rows answers" in page.text
+    for told in ("billing 0.500 0.250 0.333 4 2", "free 0.000 0.000 0.000 0 3", "refund 0.000"):
+        assert told in page.text
+    assert "answers went" not in page.text
 
 
 def test_curves_carry_tooltips_the_best_step_and_one_line_a_depth(full):
@@ -244,7 +260,7 @@ def test_long_runs_and_many_classes_stay_small_and_keep_their_spikes(tmp_path):
     size = 77
     matrix = np.eye(size, dtype=int) * 30
     source, _ = written(
-        tmp_path, metrics=rows, confusion=matrix, labels=[f"class {i}" for i in range(size)]
+        tmp_path, metrics=rows, **confused(matrix), labels=[f"class {i}" for i in range(size)]
     )
     assert len(source) < 1_500_000
     grad = source[source.index("Gradient norm") :]
@@ -256,7 +272,7 @@ def test_pitfall_17_of_very_many_classes_the_commonest_mistakes_are_told(tmp_pat
     size = 800
     matrix = np.eye(size, dtype=int) * 30
     matrix[3, 5] = 7
-    source, page = written(tmp_path, confusion=matrix, labels=[f"class {i}" for i in range(size)])
+    source, page = written(tmp_path, **confused(matrix), labels=[f"class {i}" for i in range(size)])
     assert "class 3 taken for class 5: 7 of 37" in page.text
     assert "800 classes are too many" in page.text
     assert len(source) < 500_000

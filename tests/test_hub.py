@@ -11,8 +11,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from jaxft import hub
+from jaxft.config import Model
 from jaxft.errors import UserError
 from jaxft.models import load_pretrained
+from jaxft.source import open_source
 
 
 @pytest.fixture
@@ -98,6 +100,19 @@ def test_half_a_sharded_download_is_not_taken_for_a_model(cache, folder):
     assert hub.locate("google/tiny") == (snapshot, "google/tiny (hub)")
     with pytest.raises(UserError, match="lists files that are not there"):
         load_pretrained("google/tiny")
+
+
+@pytest.mark.parametrize("key", ["model.pretrained", "model.config", "model.tokenizer"])
+def test_what_is_nowhere_is_named_with_the_key_that_asks_for_it(cache, folder, key):
+    beside = {"model.tokenizer": {"pretrained": str(folder)}, "model.config": {}}
+    for name, words in {
+        "/no/such": "there is no such folder",
+        "no/such": f"config.{key}=D",
+    }.items():
+        model = Model(**beside.get(key, {}), **{key.removeprefix("model."): name})
+        with pytest.raises(UserError, match=f"^{key}='{name}'.*") as error:
+            open_source(model, lambda text: None)
+        assert words in str(error.value)
 
 
 @pytest.mark.parametrize(

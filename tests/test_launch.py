@@ -1,6 +1,7 @@
 """The launch scripts: shellcheck finds nothing; what they would run is `python -m jaxft.train`."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -55,6 +56,17 @@ def test_print_starts_nothing_wherever_it_stands(script, words):
             assert done.stdout.splitlines()[-2:] == first
 
 
+NEVER_EMPTY = {"command", "slurm.sbatch words", "tpu_vm.sh words", "jobset.sh words"}
+"""Arrays that have words where they are read: without a --workdir these scripts end before."""
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_no_array_that_may_be_empty_is_read_bare(script: Path):
+    """macOS has bash 3.2, where `set -u` takes one for unset."""
+    bare = re.findall(r'(?<!\+)"\$\{(\w+)\[[@*]\]\}', script.read_text())
+    assert {name for name in bare if not {name, f"{script.name} {name}"} & NEVER_EMPTY} == set()
+
+
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script: Path):
@@ -69,6 +81,8 @@ def test_one_command_a_host_is_printed_as_it_can_be_typed(script):
     start = words.index(TRAIN[0])
     assert words[start:] == TRAIN + FLAGS
     assert ("srun" in words[:start]) == (script == "slurm.sbatch")
+    if script != "slurm.sbatch":
+        assert shlex.split(printed(script))[start:] == TRAIN, "no flags at all"
 
 
 def test_every_worker_of_a_tpu_slice_runs_the_command():

@@ -107,3 +107,10 @@ def test_pitfall_23_a_run_that_predicts_one_class_only_says_so():
 def test_the_constant_answer_of_a_regression_is_a_mean():
     assert metrics.constant_answer({"mse": 2.19, "r2": 0.0}) == "the mean"
     assert metrics.constant_answer({"accuracy": 0.4}) == "the commonest answer"
+
+
+def test_pitfall_23_the_same_number_for_all_rows_is_warned_of_where_the_right_ones_differ():
+    said = metrics.one_number_warning([2.5, 2.5, 2.5], [1.0, 2.0, 4.0])
+    assert "answers 2.5 for all 3 rows (the right ones are 1 to 4)" in said
+    assert metrics.one_number_warning([2.5, 2.5, 2.5], [1.0, 1.0, 1.0]) is None
+    assert metrics.one_number_warning([2.5, 2.5, 2.6], [1.0, 2.0, 4.0]) is None

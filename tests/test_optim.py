@@ -1,5 +1,6 @@
 """The optimizer chain against torch and transformers, update by update."""
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import REPOSITORY
 from tiny_bert import bert, random_tree, unstack, unstacked
 from transformers import get_scheduler
 
 from jaxft.config import Optim
 from jaxft.nn.weights import flatten, unflatten
-from jaxft.optim import make_optimizer
+from jaxft.optim import _RULE_KEYS, make_optimizer
 
 torch = pytest.importorskip("torch", reason="torch, the oracle, is not installed")
 from transformers.optimization import Adafactor  # noqa: E402 - it wants torch
@@ -278,3 +280,9 @@ def test_clipping_never_hides_a_norm_that_is_not_finite(bad):
     optimizer = make_optimizer(Optim(warmup_steps=0), weights, STEPS)
     updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+def test_the_docs_say_what_each_rule_reads():
+    text = (REPOSITORY / "docs" / "schedules.md").read_text().partition("## Optimizers")[2]
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|", text, re.MULTILINE)
+    assert {rule: set(re.findall(r"`(\w+)`", reads)) for rule, reads in rows} == _RULE_KEYS

@@ -72,3 +72,13 @@ def test_numbered_labels_say_nothing_about_the_data(tuned, data):
     experiment, _, matched = runs.assembled(data | {"model.pretrained": tuned})
     assert experiment.task.labels == ("bad", "good")
     assert matched.new == ()
+
+
+def test_a_fresh_head_has_the_labels_of_the_data_and_no_other(tuned, data):
+    path = tuned / "config.json"
+    three = {"id2label": {"0": "good", "1": "bad", "2": "ugly"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | three))
+    for source in ({"model.pretrained": tuned, "model.new_head": True}, {"model.config": tuned}):
+        experiment, *_ = runs.assembled(data | source)
+        assert experiment.task.labels == ("bad", "good")
+        assert experiment.hf_config["id2label"] == {"0": "bad", "1": "good"}

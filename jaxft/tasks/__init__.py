@@ -43,6 +43,10 @@ class Base:
         """Counts [C, C], rows true, columns predicted, where rows have one of C classes."""
         return None
 
+    def per_class(self, outputs: Mapping[str, Any], targets: Sequence[Any]) -> Any:
+        """Counts [C, 3]: the rows of each class, its answers, and the right ones of these."""
+        return None
+
     def warning(self, outputs: Mapping[str, Any], targets: Sequence[Any]) -> str | None:
         """What looks broken in the answers as a whole."""
         return None

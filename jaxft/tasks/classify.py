@@ -266,11 +266,16 @@ class Task(Base):
         answers = self.kind.answers(outputs["logits_NC"])
         return metrics.confusion_matrix(answers, targets, self.labels)
 
-    def warning(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> str | None:
-        if self.problem != SINGLE:
+    def per_class(
+        self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]
+    ) -> np.ndarray | None:
+        """None where C is too large for it, or of numbers."""
+        if self.num_labels > metrics.MOST_CONFUSED:
             return None
-        answers = self.kind.answers(outputs["logits_NC"])
-        return metrics.one_class_warning(answers, targets, self.labels)
+        return self.kind.per_class(self.kind.answers(outputs["logits_NC"]), np.asarray(targets))
+
+    def warning(self, outputs: Mapping[str, np.ndarray], targets: Sequence[Any]) -> str | None:
+        return self.kind.warning(self.kind.answers(outputs["logits_NC"]), np.asarray(targets))
 
     def respond(self, rows: Rows, tools: Any) -> Iterator[dict[str, Any]]:
         """What `predict` adds to each row."""
