@@ -173,7 +173,10 @@ BAD = {
     ("--topology=v5p:4x4x4", "--no_compile", "--config.mesh.fsdp=2", "--config.mesh.data=32"): (
         "cannot be laid on the sides"
     ),
-    ("--config=configs/bert_cls.py:bert-huge",): "'bert-huge' is no model",
+    ("--config=configs/bert_cls.py:bert-huge",): (
+        "bert-huge is not on this machine, and a plan downloads nothing. Give a folder with its "
+        "config.json, or a model whose shape is known: minilm, bert-base, bert-large"
+    ),
     ("--config.model.pretrained=nobody/nothing",): "a plan downloads nothing",
     ("--config.data.max_length=1000",): "beyond the model's",
     ("--mfu=2",): "--mfu=2.0 must be above 0",
