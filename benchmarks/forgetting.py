@@ -41,6 +41,7 @@ def run(given: argparse.Namespace, folder: Path, name: str, train: str, sets: di
     """result.json of one run. Raises RuntimeError with its last lines."""
     keys = {
         "model.pretrained": given.model,
+        "model.activation_checkpointing": "none",
         "data.train": train,
         "data.validation": sets["held-out text"],
         "data.evaluations": repr({key.replace(" ", "_"): path for key, path in sets.items()}),

@@ -82,6 +82,7 @@ def fine_tune(given: argparse.Namespace, folder: Path, parts: dict[str, Rows]) -
     mixture = {str(paths[Path(name).stem]): weight for name, weight in SOURCES.items()}
     keys = {
         "model.pretrained": given.model,
+        "model.activation_checkpointing": "none",
         "data.train": repr(mixture),
         "data.validation": paths["held_out"],
         "data.max_length": WHOLE,

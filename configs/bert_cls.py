@@ -14,14 +14,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxft import shapes
-
 DATA = Path(__file__).parent / "data" / "support_tickets"
 
 
 def get_config(arg: str = "minilm") -> ConfigDict:
     config = ConfigDict()
-    config.model = {"pretrained": shapes.hub_id(arg)}
+    config.model = {"pretrained": arg}
     config.task = {"name": "classify"}
     config.data = {
         "train": str(DATA / "train.csv"),

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxft import shapes
-
 DATA = Path(__file__).parent / "data" / "open_meadow"
 TINY = {
     "model_type": "llama",
@@ -28,7 +26,7 @@ TINY = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: a model by its short name or hub id, in place of the smoke run's."""
+    """`arg`: a model (short name, hub id or folder), in place of the smoke run's."""
     config = ConfigDict()
     config.model = {"config": TINY}
     config.task = {"name": "causal_lm"}
@@ -42,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = {"num_train_epochs": 20.0, "batch_size": 8, "eval_steps": 0.2}
     config.checkpoint = {"keep_last": 1, "keep_best": 1}
     if arg:
-        config.model = {"pretrained": shapes.hub_id(arg), "activation_checkpointing": "full"}
+        config.model = {"pretrained": arg, "activation_checkpointing": "full"}
         config.mesh = {"data": 1, "fsdp": -1}
         config.data.max_length = 2048
         config.optim.learning_rate = 1e-5

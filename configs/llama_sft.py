@@ -13,8 +13,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxft import shapes
-
 DATA = Path(__file__).parent / "data" / "assistant_chats"
 TINY = {
     "model_type": "llama",
@@ -29,7 +27,7 @@ TINY = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`arg`: a model by its short name or hub id, in place of the smoke run's."""
+    """`arg`: a model (short name, hub id or folder), in place of the smoke run's."""
     config = ConfigDict()
     config.model = {"config": TINY}
     config.task = {"name": "causal_lm"}
@@ -42,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = {"num_train_epochs": 10.0, "batch_size": 8, "eval_steps": 0.2}
     config.checkpoint = {"keep_last": 1, "keep_best": 1}
     if arg:
-        config.model = {"pretrained": shapes.hub_id(arg), "activation_checkpointing": "full"}
+        config.model = {"pretrained": arg, "activation_checkpointing": "full"}
         config.mesh = {"data": 1, "fsdp": -1}
         config.optim.learning_rate = 1e-5
         config.train.update({"num_train_epochs": 2.0, "batch_size": 16})

@@ -1,23 +1,20 @@
 """A recipe and the shell's overrides -> one checked, frozen Config; saved and compared again.
 
-A recipe is a Python file with `get_config(arg="")`, which returns the keys that it sets as nested
-dicts or as an ml_collections ConfigDict. What keys there are stands in `sections.py`.
+What keys there are stands in `sections.py`.
 """
 
 import dataclasses
-import inspect
 import math
-import traceback
 from collections.abc import Callable, Iterable, Mapping
-from difflib import SequenceMatcher, get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import ml_collections
-
-from jaxft import schema, values
+from jaxft import schema, shapes, values
 from jaxft.errors import UserError
+from jaxft.recipe import plain, run_recipe
 from jaxft.sections import DEFAULT_EPOCHS, Checkpoint, Config, Data, Mesh, Model, Optim, Train
+from jaxft.stderr import Say, silently
 
 __all__ = ["Checkpoint", "Config", "Data", "Mesh", "Model", "Optim", "Train"]
 
@@ -43,21 +40,29 @@ def load(
     task_options: TaskOptions,
     *,
     needs_data: bool = True,
+    say: Say = silently,
 ) -> Config:
     """The config of a recipe file, with the shell's overrides (dotted key -> word) on top.
 
     `task_options` gives a task's own options, a frozen dataclass, by the task's name.
     Raises: UserError with everything that is wrong, at once.
     """
-    recipe = _run_recipe(Path(path), arg)
-    return _resolve(recipe, overrides, task_options, f"the config {path}", needs_data)
+    model = values.read(overrides.get("model.pretrained", "None"), str | None)
+    recipe = run_recipe(Path(path), arg, model)
+    config = _resolve(recipe, overrides, task_options, f"the config {path}", needs_data)
+    if left := _left_out(recipe.get("data", {}), config, overrides):
+        say(
+            f"A flag gives data.train, which leaves out the recipe's {', '.join(left)}; a flag "
+            "that gives it too keeps it"
+        )
+    return config
 
 
 def from_dict(
     raw: Mapping[str, Any], task_options: TaskOptions, overrides: Mapping[str, str] | None = None
 ) -> Config:
     """The config that `to_dict` wrote, or any nested dict of keys, checked and completed."""
-    return _resolve(_plain(raw), overrides or {}, task_options, "the config")
+    return _resolve(plain(raw), overrides or {}, task_options, "the config")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -131,52 +136,14 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return best if best and likeness(best) else None
 
 
-def _run_recipe(path: Path, arg: str) -> dict[str, Any]:
-    """What a recipe file returns, as nested dicts."""
-    if not path.is_file():
-        near = sorted(entry.name for entry in path.parent.glob("*.py"))
-        guess = get_close_matches(path.name, near, n=1)
-        hint = f"; did you mean {path.with_name(guess[0])}?" if guess else ""
-        here = f"; {path.parent} has: {', '.join(near)}" if near and not guess else ""
-        raise UserError(f"there is no recipe file {path}{hint}{here}")
-    if path.suffix != ".py":
-        raise UserError(f"a recipe is a Python file with get_config(), and {path} is no .py file")
-    names: dict[str, Any] = {"__name__": "recipe", "__file__": str(path.resolve())}
-    try:
-        # Not imported: that would leave bytecode beside the user's file, and may read a stale one.
-        exec(compile(path.read_bytes(), str(path), "exec"), names)
-        get_config = names.get("get_config")
-        if not callable(get_config):
-            raise UserError(f"the recipe {path} has no function get_config(arg='')")
-        if arg and not inspect.signature(get_config).parameters:
-            raise UserError(
-                f"the recipe {path} takes no argument, and {arg!r} was given; leave ':{arg}' away"
-            )
-        raw = _plain(get_config(arg) if arg else get_config())
-    except UserError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f" at line {line}" if line else ""
-        raise UserError(
-            f"the recipe {path} failed{where}: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"get_config() of {path} must return a ConfigDict or a dict; it returned {_short(raw)}"
-        )
-    return raw
-
-
-def _plain(value: Any) -> Any:
-    """Dicts in place of ConfigDicts; all containers copied."""
-    if isinstance(value, ml_collections.ConfigDict):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _left_out(section: Mapping[str, Any], config: Config, flags: Iterable[str]) -> list[str]:
+    """What a recipe's data section holds out and a flag's data.train took away."""
+    own, kept = {f"data.{key}": value for key, value in section.items()}, flatten(config)
+    return [
+        f"{name}={own[name]}"
+        for name in schema.OF_TRAIN
+        if own.get(name) is not None and kept[name] is None and name not in flags
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +180,7 @@ def _resolve(
             taken = values.accept(value, table[name].hint, table[name].must)
             (parts[home] if home else parts)[last] = taken
         except ValueError as problem:
-            wrong.setdefault(name, f"{name} = {_short(value)}: {problem}")
+            wrong.setdefault(name, f"{name} = {values.short(value)}: {problem}")
     config = Config(**parts | {home: kind(**parts[home]) for home, kind in homes.items()})
     for names, clash in schema.contradictions(config, needs_data):
         if not any(_is_in(name, concerned) for name in wrong for concerned in names):
@@ -237,7 +204,7 @@ def _gather(
         inside = home in homes and isinstance(value, Mapping)
         flat |= {f"{home}.{k}": v for k, v in value.items()} if inside else {str(home): value}
     for name in [name for name in flat if name not in table]:
-        wrong[name] = f"{name} = {_short(flat.pop(name))}: {_unknown(name, homes, table)}"
+        wrong[name] = f"{name} = {values.short(flat.pop(name))}: {_unknown(name, homes, table)}"
     for name, word in overrides.items():
         try:
             if name in table:
@@ -247,11 +214,18 @@ def _gather(
         except ValueError as problem:
             flat.pop(name, None)
             wrong[name] = f"--config.{name}={word}: {problem}"
+
+    def flagged(name: str) -> bool:
+        return any(_is_in(key, name) for key in overrides)
+
     for pair in schema.EITHER:
         for one, other in (pair, pair[::-1]):
-            flagged = [name for name in (one, other) if any(_is_in(k, name) for k in overrides)]
-            if flagged == [one] and flat.get(one) is not None:
+            if flagged(one) and not flagged(other) and flat.get(one) is not None:
                 flat[other] = None
+    if flagged("data.train") and flat.get("data.train") is not None:
+        flat |= {name: None for name in schema.OF_TRAIN if name not in overrides}
+    if isinstance(model := flat.get("model.pretrained"), str):
+        flat["model.pretrained"] = shapes.hub_id(model)
     epochs, limit = "train.num_train_epochs", "train.max_steps"
     if flat.get(epochs) is None and flat.get(limit) is None:
         flat[epochs] = DEFAULT_EPOCHS
@@ -294,9 +268,3 @@ def _unknown(name: str, homes: Iterable[str], table: Mapping[str, schema.Key]) -
     inside = [known.partition(".")[2] for known in table if home in homes and _is_in(known, home)]
     there = f"{home} has: {', '.join(inside)}" if inside else f"there are: {', '.join(homes)}, seed"
     return f"no such key{f'; did you mean {guess}?' if guess else ''}\n    {there}"
-
-
-def _short(value: Any) -> str:
-    """A value as Python spells it, cut to what fits in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     if not 0 < given["mfu"] <= 1:
         parser.error(f"--mfu={given['mfu']} must be above 0 and at most 1")
     recipe, arg, overrides = given["config"], given["arg"], given["overrides"]
-    config = configs.load(recipe, arg, overrides, tasks.options, needs_data=False)
+    config = configs.load(recipe, arg, overrides, tasks.options, needs_data=False, say=aloud)
     if given["topology"]:
         # The devices planned for are not here, and those here are not to be taken from others.
         jax.config.update("jax_platforms", "cpu")

@@ -17,6 +17,8 @@ Clash = tuple[tuple[str, ...], str]
 
 # One of each pair decides; a flag that sets one takes the place of a recipe's other.
 EITHER = (("model.pretrained", "model.config"), ("train.max_steps", "train.num_train_epochs"))
+# What a recipe holds out belongs to its data.train: a flag that gives another one drops these too.
+OF_TRAIN = ("data.validation", "data.test")
 
 
 @dataclass(frozen=True, kw_only=True)

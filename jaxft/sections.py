@@ -26,7 +26,9 @@ def key(default: Any, what: str, must: str = "") -> Any:
 class Model:
     """The network, and how it is computed."""
 
-    pretrained: str | None = key(None, "checkpoint to start from: a folder or a hub id")
+    pretrained: str | None = key(
+        None, "checkpoint to start from: a folder, a hub id, or a short name such as bert-base"
+    )
     config: dict[str, Any] | str | None = key(
         None, "to train from scratch: a folder or hub id with a config.json, or its fields"
     )
@@ -64,11 +66,13 @@ class Data:
 
     train: str | dict[str, float] | None = key(
         None,
-        "a CSV, TSV, JSONL or Parquet file, a saved folder, or a hub id; or several with weights, "
-        "an epoch being one pass over the first",
+        "a CSV, TSV, JSONL, Parquet or (causal_lm) text file, a saved folder, or a hub id; or "
+        "several with weights, an epoch being one pass over the first",
         ">= 0",
     )
-    validation: str | None = key(None, "None: cut from the training set")
+    validation: str | None = key(
+        None, "None: cut from the training set, as where a flag gives data.train alone"
+    )
     test: str | None = key(None, "scored once, after training")
     evaluations: dict[str, str] = key(
         {}, "name -> source: scored before training and at every evaluation, as eval/NAME/..."
@@ -81,9 +85,17 @@ class Data:
     encoding: str = key("utf-8", "of the text files")
     header: bool = key(True, "whether the first CSV row holds the column names")
     validation_size: CountOrShare = key(
-        0.1, "rows, or share of the rows, cut from the training set when validation is None", "> 0"
+        0.1,
+        "rows, or share of the rows, cut from the training set when validation is None; of one "
+        "long text a share, its end",
+        "> 0",
     )
-    max_length: int = key(256, "tokens a text, or a pair of texts, is cut to", ">= 2")
+    max_length: int = key(
+        256,
+        "tokens of a row at most: what is classified is cut to it, texts to learn are torn into "
+        "several rows, answers that it would cut are dropped",
+        ">= 2",
+    )
     packing: Literal["batch", "rows", "none"] = key(
         "batch",
         "batch: the examples of an update share rows; rows: train.batch_size counts rows of "

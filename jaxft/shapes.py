@@ -3,9 +3,8 @@
 Source: the `config.json` of each hub repository. What their parameters add up to is tested.
 """
 
+from pathlib import Path
 from typing import Any
-
-from jaxft.errors import UserError
 
 _BERT = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512}
 _ROBERTA = {
@@ -152,20 +151,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def hub_id(name: str) -> str:
-    """What `model.pretrained` of a recipe is when its argument is `name`: a shape's hub id; a hub
-    id or a folder stays what it is.
-
-    Raises:
-        UserError: neither, with the list of the shapes.
-    """
-    if "/" in name:
-        return name
-    if name not in SHAPES:
-        raise UserError(
-            f"{name!r} is no model that is known by a short name; there is {', '.join(SHAPES)}. "
-            "A hub id or a folder has a slash."
-        )
-    return SHAPES[name][0]
+    """The hub id of a short name; a folder, which goes before it, or a hub id stays what it is."""
+    return SHAPES[name][0] if name in SHAPES and not Path(name).is_dir() else name
 
 
 def fields_of(name: str) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxft import __version__, files, html, metrics, report
 from jaxft.config import to_dict
 from jaxft.data import inspection, previews, rendering
-from jaxft.data.advice import advise
+from jaxft.data.advice import about_batches, advise
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
@@ -52,29 +52,31 @@ def inspect(
     config, task = experiment.config, experiment.task
     texts = experiment.module.TEXTS
 
-    def look(split: Split) -> inspection.Split:
+    def look(name: str, split: Split) -> inspection.Split:
         columns = [
             split.rows.dataset[name][:] for name in texts if name in split.rows.dataset.column_names
         ]
         joined = [" | ".join(parts) for parts in zip(*columns, strict=True)]
         targets = split.targets
         labels = None if targets is None else [task.readable(target) for target in targets]
-        return inspection.Split(joined, labels, split.features["full_length"][:])
+        is_cut = name == "validation" and config.data.validation is None
+        source = f"cut from {split.rows.source}" if is_cut else split.rows.source
+        return inspection.Split(joined, labels, split.features["full_length"][:], source)
 
     found = inspection.inspect(
-        {name: look(split) for name, split in splits.items()}, max_length=config.data.max_length
+        {name: look(name, split) for name, split in splits.items()},
+        max_length=config.data.max_length,
     )
     sentences = advise(
         found,
         learning_rate=config.optim.learning_rate,
         num_train_epochs=epochs,
         warmup_steps=config.optim.warmup_steps,
-        batch_size=config.train.batch_size,
         parameters=sum(weight.size for weight in experiment.drawn.weights.values()),
         optimizer=config.optim.name,
         pretrained=config.model.pretrained is not None,
     )
-    sentences += padding_advice(plan)
+    sentences += about_batches(plan) + padding_advice(plan)
     if jax.process_index() == 0:
         rendering.render(found, sentences)
         previews.show(task.preview(splits["train"].features, experiment.tokenizer))

@@ -48,7 +48,8 @@ SAME_INPUTS = (
 def main(argv: list[str]) -> None:
     """The command line: a new run, an unfinished one that goes on, or a finished one's result."""
     given = flags.train_flags(argv, tasks.options)
-    config = configs.load(given.config, given.arg, given.overrides, tasks.options)
+    notes: list[str] = []
+    config = configs.load(given.config, given.arg, given.overrides, tasks.options, say=notes.append)
     chosen = xla_flags.choose()
     start_processes(given.coordinator_address, given.num_processes, given.process_id)
     with together():
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
         say = aloud if leads else silently
         count, kind = len(jax.devices()), jax.devices()[0].device_kind
         say(f"jaxft on {count} x {kind}, {jax.process_count()} process(es)")
-        for line in (*chosen, kept):
+        for line in (*chosen, kept, *notes):
             say(line)
         workdir = Workdir(given.workdir) if given.workdir else Workdir.new(given.config)
         workdir.refuse_other_config(config, tasks.options)

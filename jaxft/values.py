@@ -95,6 +95,12 @@ def words(hint: Any) -> str:
     return " or ".join(words(part) for part in parts)
 
 
+def short(value: Any) -> str:
+    """A value as Python spells it, cut to what fits in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def members(hint: Any) -> tuple[Any, ...]:
     """The types of a union; of any other type, itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

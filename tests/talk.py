@@ -175,16 +175,19 @@ def words(raw: dict[str, Any], workdir: Path | None = None) -> list[str]:
 ROWS = {"questions": questions, "chats": chats}
 
 
+def by_heart(model: Path, data: Path) -> dict[str, Any]:
+    """A config that learns eight rows by heart and keeps the weights that answer them."""
+    task = {"exact_match": "text", "max_new_tokens": 32}
+    keep = {"metric_for_best_model": "exact_match", "keep_last": 1, "keep_best": 1}
+    return recipe(model, data, task=task, checkpoint=keep, train={"eval_steps": 40})
+
+
 @cache
 def finished(root: Path, family: str, rows: str) -> runs.Finished:
     """A run that learns eight rows by heart, made once for all tests; not to be written into."""
     place = root / f"{family}_{rows}"
     data = lines(place / "rows.jsonl", ROWS[rows]())
-    raw = recipe(folder(place, family), data)
-    raw["task"] |= {"exact_match": "text", "max_new_tokens": 32}
-    raw["checkpoint"] = {"metric_for_best_model": "exact_match"}
-    raw["checkpoint"] |= {"keep_last": 1, "keep_best": 1}
-    raw["train"] |= {"eval_steps": 40}
+    raw = by_heart(folder(place, family), data)
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
         train.main(words(raw, place / "run"))

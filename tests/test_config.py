@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_values import Options
 
-from jaxft import config
+from jaxft import config, tasks
 from jaxft.config import Config
 from jaxft.errors import UserError
 
@@ -84,6 +84,76 @@ def test_a_recipe_gets_its_argument_and_knows_where_it_lies(load):
     assert load(arg="other/model").model.pretrained == "other/model"
     got = load("import pathlib\nconfig.data.test = pathlib.Path(__file__).parent / 'test.csv'")
     assert Path(str(got.data.test)).is_absolute()
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-0.5B", "llama3-8b", "gpt2", "distilgpt2", "mine"])
+def test_a_recipe_fits_a_model_that_a_flag_names_as_the_one_behind_its_colon(
+    path, model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    named = config.load(str(path), model, {}, tasks.options)
+    assert config.load(str(path), "", {"model.pretrained": model}, tasks.options) == named
+    hub = {"llama3-8b": "meta-llama/Llama-3.1-8B", "gpt2": "openai-community/gpt2"}
+    assert named.model.pretrained == hub.get(model, model)
+
+
+@pytest.mark.parametrize("name", ["clm", "llama_sft"])
+def test_a_decoders_recipe_trains_a_real_model_gently(name):
+    path = str(CONFIGS / f"{name}.py")
+    smoke, real = (
+        config.load(path, "", flags, tasks.options)
+        for flags in ({}, {"model.pretrained": "Qwen/Qwen2.5-0.5B"})
+    )
+    assert (smoke.model.pretrained, smoke.optim.learning_rate) == (None, 2e-3)
+    assert (real.model.config, real.optim.learning_rate) == (None, 1e-5)
+    assert real.train.num_train_epochs <= 2
+    assert real.model.activation_checkpointing == "full"
+
+
+def test_a_recipes_own_argument_goes_before_a_flag_which_overrides_one_key_all_the_same(load):
+    body = "config.seed = len(arg)"
+    got = load(body, arg="a/b", model__pretrained="other/model")
+    assert (got.seed, got.model.pretrained) == (3, "other/model")
+    assert load(body, model__pretrained="other/model").seed == 11
+    assert load(body, model__pretrained="'other/model'").seed == 11
+    got = load(body, model__pretrained="None", model__config="{}")
+    assert (got.seed, got.model.pretrained) == (0, None)
+    message = refusal(load, "config.seed = [0][len(arg)]", model__pretrained="m/n")
+    assert "failed at line 8 with the argument 'm/n': IndexError" in message
+
+
+def test_a_recipe_without_an_argument_is_given_none(recipe):
+    base = "def get_config():\n    return dict(model=dict(pretrained='m'), data=dict(train='t'))\n"
+    flags = {"model.pretrained": "other/model"}
+    assert config.load(recipe(base=base), "", flags, options).model.pretrained == "other/model"
+
+
+def test_a_flags_training_set_leaves_out_what_the_recipe_held_out_of_its_own(recipe):
+    def said(**flags: str) -> tuple[Config, list[str]]:
+        lines: list[str] = []
+        overrides = {f"data.{name}": word for name, word in flags.items()}
+        path = recipe("config.data.update({'validation': 'v.csv', 'test': 't.csv'})")
+        return config.load(path, "", overrides, options, say=lines.append), lines
+
+    got, lines = said(train="mine.csv")
+    assert (got.data.train, got.data.validation, got.data.test) == ("mine.csv", None, None)
+    (line,) = lines
+    assert "leaves out the recipe's data.validation=v.csv, data.test=t.csv;" in line
+    got, lines = said(train="mine.csv", validation="held.csv")
+    assert (got.data.validation, got.data.test) == ("held.csv", None)
+    assert "leaves out the recipe's data.test=t.csv;" in lines[0]
+    got, lines = said(train="mine.csv", validation="v.csv", test="none")
+    assert (got.data.validation, got.data.test, lines) == ("v.csv", None, [])
+    got, lines = said(**{"train.mine.csv": "1"})
+    assert (got.data.train, got.data.validation) == ({"mine.csv": 1.0}, None)
+    for flags in ({}, {"max_length": "9"}, {"test": "other.csv"}):
+        got, lines = said(**flags)
+        assert (got.data.validation, lines) == ("v.csv", [])
 
 
 def test_loading_a_recipe_leaves_no_bytecode_and_sees_each_edit(load, tmp_path):

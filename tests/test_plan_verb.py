@@ -170,7 +170,10 @@ BAD = {
     ("--topology=v9:2x2",): "v9:2x2 is not known; there is",
     ("--topology=v5e:3x3",): "v5e:{1x1,2x2",
     ("--topology=v5e:4x4", "--no_compile", "--config.mesh.fsdp=3"): "do not multiply to the 16",
-    ("--config=configs/bert_cls.py:bert-huge",): "'bert-huge' is no model",
+    ("--config=configs/bert_cls.py:bert-huge",): (
+        "bert-huge is not on this machine, and a plan downloads nothing. Give a folder with its "
+        "config.json, or a model whose shape is known: minilm, bert-base, bert-large"
+    ),
     ("--config.model.pretrained=nobody/nothing",): "a plan downloads nothing",
     ("--config.data.max_length=1000",): "beyond the model's",
     ("--mfu=2",): "--mfu=2.0 must be above 0",

@@ -16,9 +16,13 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import processors
 
-from jaxft import train
+from jaxft import config as configs
+from jaxft import flags, tasks, train
+from jaxft.errors import UserError
+from jaxft.experiment import assemble
 from jaxft.nn.tokens import Tokens
 from jaxft.source import byte_tokenizer, load_tokenizer
+from jaxft.train import Run
 from jaxft.trained import open_trained
 from jaxft.workdir import Workdir
 
@@ -324,6 +328,61 @@ def test_pitfall_8_an_export_is_served_with_the_template_and_the_stop_it_was_tra
         given = torch.tensor([tokenizer(prompt)["input_ids"]])
         said = model.generate(given, max_new_tokens=40, do_sample=False)[0, given.shape[1] :]
         assert tokenizer.decode(said) == answer + "<|im_end|>"
+
+
+def test_a_tokenizer_without_a_padding_token_changes_nothing(finished, tmp_path):
+    """Padding is told by its position; classifying is where transformers needs the id."""
+    model = talk.folder(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(model)
+    assert load_tokenizer(model).pad_token is None
+    raw = talk.by_heart(model, talk.lines(tmp_path / "rows.jsonl", talk.chats()))
+    train.main(talk.words(raw, tmp_path / "run"))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["validation"] == finished.result["validation"]
+    out = tmp_path / "out"
+    runs.VERBS["export"].main([f"--workdir={tmp_path / 'run'}", f"--output={out}"])
+    assert load_tokenizer(out).pad_token is None
+    config = json.loads((out / "config.json").read_text())
+    assert config["eos_token_id"] == [1, 3]
+    assert "pad_token_id" not in config
+
+
+# what is said before a run
+
+
+def test_a_text_of_ones_own_is_validated_on_its_end_and_said_to_be(tmp_path, capsys):
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(f"{i} is {i % 7} more than {i - i % 7}.\n" for i in range(300)))
+    given = [
+        "--config=configs/clm.py",
+        f"--config.data.train={path}",
+        f"--config.data.cache_dir={tmp_path / 'tokens'}",
+        "--config.data.max_length=64",
+    ]
+    with pytest.raises(UserError, match="zzz"):
+        train.main([*given, "--config.checkpoint.metric_for_best_model=zzz"])
+    said = capsys.readouterr().err
+    own = Path("configs/data/open_meadow/validation.txt").resolve()
+    assert f"A flag gives data.train, which leaves out the recipe's data.validation={own};" in said
+    line = re.search(r"split given: the end, from line (\d+) on, is cut from", said)[1]
+    assert 265 < int(line) < 280, "a tenth of the text"
+
+    flagged = flags.train_flags(given, tasks.options)
+    config = configs.load(flagged.config, flagged.arg, flagged.overrides, tasks.options)
+    experiment, splits, _ = assemble(config, lambda text: None)
+    run = Run(experiment, splits, Workdir("never written"), lambda text: None)
+    run.inspect()
+    said = capsys.readouterr().err
+    assert f"train: {path}\n" in said
+    assert f"validation: cut from {path}\n" in said
+    rows = len(splits["train"])
+    assert len(splits["train"].rows.dataset) == 1 < rows == run.plan.items_per_epoch
+    assert f"{rows} train rows are few" in said
+    assert "is larger than the" not in said
+    (of_validation,) = run.inspection["overlap"]
+    assert of_validation["exact"] == 0
 
 
 # classify with a decoder

@@ -5,6 +5,8 @@ Nothing here stops a run.
 from collections.abc import Mapping
 from typing import Any
 
+from jaxft.data.plan import Plan
+
 MANY_NUMBERS = 30  # whole numbers beyond so many are rather amounts than the names of classes
 
 
@@ -14,7 +16,6 @@ def advise(
     learning_rate: float,
     num_train_epochs: float,
     warmup_steps: float,
-    batch_size: int,
     parameters: int,
     optimizer: str = "adamw",
     pretrained: bool = True,
@@ -35,11 +36,6 @@ def advise(
         said.append(
             f"{num_train_epochs:g} epochs over {train['rows']:,} rows are many: 2 to 4 usually do "
             "(train.num_train_epochs), more tends to overfit."
-        )
-    if batch_size > train["rows"]:
-        said.append(
-            f"train.batch_size={batch_size} is larger than the {train['rows']} {name} rows: each "
-            "epoch is one update padded with nothing. Take a smaller one."
         )
     if pretrained and optimizer == "adamw":
         said += _about_rate(learning_rate, parameters)
@@ -63,6 +59,18 @@ def advise(
                 f"stand in {pair['with']}, exactly or nearly: the scores on {pair['of']} flatter."
             )
     return said
+
+
+def about_batches(plan: Plan) -> list[str]:
+    """What to change where an epoch does not fill one batch."""
+    rows, size = plan.items_per_epoch, plan.batch_size
+    if rows >= size:
+        return []
+    full = f" of {plan.max_length} tokens" if plan.packing == "rows" else ""
+    return [
+        f"train.batch_size={size} is larger than the {rows} train rows{full}: each epoch is one "
+        "update padded with nothing. Take a smaller one."
+    ]
 
 
 def _about_labels(name: str, labels: Mapping[str, Any] | None) -> list[str]:

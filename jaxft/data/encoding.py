@@ -62,13 +62,15 @@ def with_padding(tokenizer: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     last = tokenizer("a")["input_ids"][-1:]
-    if last == [tokenizer.pad_token_id]:
+    if tokenizer.pad_token is None or last == [tokenizer.pad_token_id]:
         known = sorted(tokenizer.added_tokens_decoder.items())
         free = [token.content for number, token in known if token.special and number not in last]
         if not free:
+            has = f"pads with {tokenizer.pad_token!r}, which it puts after each text too"
+            if tokenizer.pad_token is None:
+                has = "has no token to pad with, nor an EOS token to take for it"
             raise UserError(
-                f"The tokenizer pads with {tokenizer.pad_token!r}, which it puts after each text "
-                "too, and has no other special token to pad with. Add one by model.new_tokens="
+                f"The tokenizer {has}, and has no other special token. Add one by model.new_tokens="
                 "{'<pad>': None}."
             )
         tokenizer.pad_token = free[0]

@@ -15,7 +15,7 @@ from jaxft.data.cache import cache_key, cached_map, content_hash
 from jaxft.data.encoding import tokenizer_content
 from jaxft.data.labels import as_text
 from jaxft.data.sources import quiet, refuse_unread, several
-from jaxft.data.splits import cut_validation, drop_empty
+from jaxft.data.splits import drop_empty
 from jaxft.data.templates import before_text
 from jaxft.errors import UserError
 from jaxft.sections import Data
@@ -40,6 +40,13 @@ class Reader(Protocol):
 
     def read(self, source: str, *, split: str, **options: Any) -> datasets.Dataset:
         """The columns the task needs, and `line`."""
+
+    def cut(
+        self, dataset: datasets.Dataset, size: int | float, options: Any
+    ) -> tuple[datasets.Dataset, datasets.Dataset]:
+        """Training and validation rows of a training set, for the task's `options`; of long texts
+        the beginnings and the ends.
+        """
 
 
 class Featuriser(Protocol):
@@ -160,10 +167,11 @@ def read_splits(reader: Reader, data: Data, options: Any, say: Say) -> dict[str,
         rows[f"{EVALUATION}{name}"] = read_rows(reader, source, data, say, split="test")
     if data.validation is None:
         whole = rows["train"]
-        labelled = "label" in whole.dataset.column_names
-        labels = options.names(whole.dataset["label"][:]) if labelled else [[]] * len(whole.dataset)
-        parts = cut_validation(whole.dataset, data.validation_size, labels)
-        say(f"No validation split given: {len(parts[1])} rows are cut from {whole.source}.")
+        parts = reader.cut(whole.dataset, data.validation_size, options)
+        what = f"{len(parts[1])} rows are"
+        if len(parts[0]) == len(whole.dataset):  # no row went, but the ends of texts
+            what = f"the end, from line {' and '.join(map(str, parts[1]['line']))} on, is"
+        say(f"No validation split given: {what} cut from {whole.source}.")
         for name, part in zip(("train", "validation"), parts, strict=True):
             key = cache_key(whole=whole.digest, part=name, size=data.validation_size)
             rows[name] = Rows(whole.source, part, key, whole.weights)

@@ -14,15 +14,18 @@ from jaxft.data.duplicates import normalised, overlap, signatures
 
 
 class Split(NamedTuple):
-    """The rows of one split; each field one entry a row, ``labels`` None where there are none.
+    """What one split holds; ``labels`` None where there are none.
 
-    ``texts``: a pair is one text, joined by the caller. ``labels``: names, lists of names (multi
-    label) or floats (regression). ``lengths``: tokens with special ones, before truncation.
+    ``texts``: as they were read; a pair is one text, joined by the caller. ``labels``: names, lists
+    of names (multi label) or floats (regression). ``lengths``: tokens with special ones, before
+    truncation, of each row that is learnt from: several of a long text, none of one left out.
+    ``source``: where it is from, in words.
     """
 
     texts: Sequence[str]
     labels: Sequence[Any] | None
     lengths: Sequence[int] | np.ndarray
+    source: str = ""
 
 
 def inspect(splits: Mapping[str, Split], *, max_length: int) -> dict[str, Any]:
@@ -33,7 +36,8 @@ def inspect(splits: Mapping[str, Split], *, max_length: int) -> dict[str, Any]:
     report: dict[str, Any] = {"max_length": max_length, "splits": {}, "overlap": []}
     for name, split in splits.items():
         report["splits"][name] = {
-            "rows": len(split.texts),
+            "source": split.source,
+            "rows": len(split.lengths),
             "duplicates": len(texts[name]) - len(set(texts[name])),
             "lengths": lengths(split.lengths, max_length),
             "labels": None if split.labels is None else label_summary(split.labels),

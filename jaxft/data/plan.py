@@ -91,8 +91,13 @@ class Plan:
     """The least rows, examples a row and width, so that splits can share a program."""
 
     @cached_property
+    def items_per_epoch(self) -> int:
+        """What `batch_size` counts: examples or, of "rows", rows."""
+        return len(self._items(0))
+
+    @property
     def batches_per_epoch(self) -> int:
-        return ceil(len(self._items(0)) / self.batch_size)
+        return ceil(self.items_per_epoch / self.batch_size)
 
     def __getitem__(self, k: int) -> tuple[np.ndarray, int]:
         """(example numbers int32 [R, M] with -1 for none, width of the rows)."""

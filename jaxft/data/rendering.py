@@ -18,6 +18,9 @@ def render(
     """Shows a report, and the sentences of `advice` under it, on stderr."""
     console = console or Console(stderr=True)
     splits = report["splits"]
+    for name, split in splits.items():
+        if split["source"]:
+            console.print(f"{name}: {escape(split['source'])}", soft_wrap=True, highlight=False)
     table = _table("", "tokens", "50 %", "99 %", "longest", "truncated", "rows", "repeated")
     for name, split in splits.items():
         tokens = split["lengths"]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from datasets import Dataset
 
 from jaxft import metrics
 from jaxft.data import labels as cells
@@ -22,6 +23,7 @@ from jaxft.data.batches import Layout
 from jaxft.data.encoding import encode, with_padding
 from jaxft.data.features import Rows
 from jaxft.data.labels import Problem
+from jaxft.data.splits import cut_validation
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Batch, Tokens
 from jaxft.problems import MULTI, SINGLE, MultiLabel, Regression, SingleLabel
@@ -54,6 +56,11 @@ read = sources.read
 def objective(data: Any) -> str:
     """What is learnt, as `planning.advice` knows it."""
     return "classify"
+
+
+def cut(dataset: Dataset, size: int | float, options: "Options") -> tuple[Dataset, Dataset]:
+    """Training and validation rows, each label with its share of both."""
+    return cut_validation(dataset, size, options.names(dataset[LABEL][:]))
 
 
 @dataclass(frozen=True, kw_only=True)

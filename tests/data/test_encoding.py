@@ -16,6 +16,7 @@ from jaxft.data.features import Rows
 from jaxft.errors import UserError
 from jaxft.sections import Data
 from jaxft.tasks.classify import Task
+from jaxft.vocabulary import add_tokens
 
 WORDS = ["the", "a", "good", "bad", "film", "was", "is", "very", "not", "and", "it", "this"]
 
@@ -127,6 +128,17 @@ def test_what_ends_a_text_is_no_padding():
     )
     with pytest.raises(UserError, match=r"pads with '<eos>', which it puts after each text too"):
         with_padding(poor)
+
+
+def test_without_a_padding_and_an_eos_token_one_is_asked_for():
+    """transformers pads no batch without."""
+    bare = byte_level(eos_token=None)
+    with pytest.raises(UserError, match=r"no token to pad with.*new_tokens=\{'<pad>': None\}"):
+        with_padding(bare)
+    add_tokens(bare, {"<pad>": None}, len(bare))
+    assert with_padding(bare).pad_token == "<pad>"
+    lengths = {len(ids) for ids in bare(["a", "longer"], padding=True)["input_ids"]}
+    assert lengths == {6}
 
 
 def test_a_length_without_room_for_text_is_refused(tiny_tokenizer):

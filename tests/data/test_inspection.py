@@ -5,6 +5,7 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, mean_squared_error, r2_score
 
 from jaxft.data import duplicates
-from jaxft.data.advice import advise
+from jaxft.data.advice import about_batches, advise
 from jaxft.data.duplicates import normalised, overlap, signatures, similarity
 from jaxft.data.inspection import Split, baseline, inspect, label_summary, lengths
+from jaxft.data.plan import Plan
 from jaxft.data.rendering import bars, render
 from jaxft.data.sources import read
 
@@ -185,7 +187,6 @@ SOUND = {
     "learning_rate": 3e-5,
     "num_train_epochs": 3,
     "warmup_steps": 0.1,
-    "batch_size": 32,
     "parameters": 110_000_000,
 }
 
@@ -209,7 +210,6 @@ def test_sound_settings_get_no_advice():
     ("report", "settings", "said"),
     [
         ({"rows": 100}, {}, "100 train rows are few"),
-        ({"rows": 20}, {}, "train.batch_size=32 is larger than the 20 train rows"),
         ({}, {"learning_rate": 1e-3}, "far above what suits .* 110 M weights .1e-05 to 5e-05."),
         ({}, {"learning_rate": 1e-6}, "far below .* hardly learn"),
         ({}, {"learning_rate": 0.0}, "no weight will change"),
@@ -228,6 +228,28 @@ def test_sound_settings_get_no_advice():
 def test_each_doubtful_setting_gets_its_sentence(report, settings, said):
     found = said_of(report_of(**report), **settings)
     assert any(re.search(said, sentence) for sentence in found), found
+
+
+def test_rows_are_those_that_are_learnt_from_not_the_texts_they_are_torn_of():
+    report = inspect({"train": split(["one long text"], None, [128] * 1000)}, max_length=128)
+    assert report["splits"]["train"]["rows"] == 1000
+    assert said_of(report) == []
+
+
+@pytest.mark.parametrize(
+    ("packing", "size", "said"),
+    [
+        ("none", 21, "train.batch_size=21 is larger than the 20 train rows: each epoch"),
+        ("batch", 21, "train.batch_size=21 is larger than the 20 train rows: each epoch"),
+        ("rows", 6, "train.batch_size=6 is larger than the 5 train rows of 40 tokens: each epoch"),
+    ],
+)
+def test_a_batch_that_an_epoch_does_not_fill_gets_a_sentence(packing, size, said):
+    """Rows that hold several examples are what `train.batch_size` counts."""
+    plan = Plan(np.full(20, 10), size, max_length=40, seed=0, packing=packing)
+    (sentence,) = about_batches(plan)
+    assert sentence.startswith(said)
+    assert about_batches(replace(plan, batch_size=size - 1)) == []
 
 
 def test_many_epochs_are_advised_against_only_for_many_rows():
@@ -269,6 +291,14 @@ def test_the_picture_fits_80_columns_and_shows_what_counts():
     for part in ("33.00%", "15 classes", "[b]label 0", "... 3 rarer", "advice Look at [this]."):
         assert part in picture
     assert "always answering the commonest label on validation: accuracy 0.000" in picture
+
+
+def test_the_picture_names_where_each_split_is_from():
+    sources = {"train": "a/[b].csv", "validation": "cut from a/[b].csv", "test": ""}
+    splits = {name: split(["a"])._replace(source=source) for name, source in sources.items()}
+    lines = shown(inspect(splits, max_length=9)).splitlines()
+    assert lines[:2] == ["train: a/[b].csv", "validation: cut from a/[b].csv"]
+    assert not any(line.startswith("test:") for line in lines)
 
 
 def test_the_picture_of_a_regression_shows_its_range_and_mean_baseline():

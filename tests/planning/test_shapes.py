@@ -2,7 +2,6 @@
 
 import pytest
 
-from jaxft.errors import UserError
 from jaxft.models import Blueprint
 from jaxft.shapes import SHAPES, fields_of, hub_id
 
@@ -46,5 +45,11 @@ def test_short_names_hub_ids_and_folders():
     assert hub_id("me/mine") == "me/mine"
     assert fields_of("Qwen/Qwen3-8B") == fields_of("qwen3-8b")
     assert fields_of("me/mine") is None
-    with pytest.raises(UserError, match=r"'bert-huge' is no model.*bert-large"):
-        hub_id("bert-huge")
+    assert hub_id("bert-base-cased") == "bert-base-cased", "an id of the hub's first days"
+
+
+def test_a_folder_goes_before_a_short_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("gpt2") == "openai-community/gpt2"
+    (tmp_path / "gpt2").mkdir()
+    assert hub_id("gpt2") == "gpt2"
