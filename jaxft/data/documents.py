@@ -1,24 +1,33 @@
-"""Long texts: where a validation set is cut from their ends."""
+"""Texts and rows to learn from: where a validation set is cut from them."""
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 
 from jaxft.data.columns import dataset
+from jaxft.data.splits import cut_validation
 from jaxft.errors import UserError
 
 BREAKS = ("\n\n", "\n", " ")
 """Where a text may be cut, the best first: a blank line, the end of a line, a blank."""
 
 
-def each_source_is_one(rows: Dataset) -> bool:
+def cut(rows: Dataset, size: int | float, options: Any) -> tuple[Dataset, Dataset]:
+    """Training and validation rows; of sources that are one text each, the ends of these."""
+    if _each_source_is_one(rows):
+        return _cut_ends(rows, size)
+    return cut_validation(rows, size, [[]] * len(rows))
+
+
+def _each_source_is_one(rows: Dataset) -> bool:
     """Whether no source of a training set has rows to choose from, but one long text."""
     sources = set(rows["origin"][:]) if "origin" in rows.column_names else {0}
     return len(sources) == len(rows) and all("text" in json.loads(row) for row in rows["example"])
 
 
-def cut_ends(rows: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
+def _cut_ends(rows: Dataset, size: int | float) -> tuple[Dataset, Dataset]:
     """(train, validation): the texts without their last share ``size``, and these ends.
 
     Raises: UserError where ``size`` is a number of rows, or a text has no place to be cut.

@@ -44,9 +44,7 @@ class Reader(Protocol):
     def cut(
         self, dataset: datasets.Dataset, size: int | float, options: Any
     ) -> tuple[datasets.Dataset, datasets.Dataset]:
-        """Training and validation rows of a training set, for the task's `options`; of long texts
-        the beginnings and the ends.
-        """
+        """Training and validation rows of a training set, for the task's `options`."""
 
 
 class Featuriser(Protocol):
@@ -55,9 +53,9 @@ class Featuriser(Protocol):
     def features(
         self, columns: Mapping[str, Sequence], tokenizer: Any, max_length: int, source: str
     ) -> dict[str, list]:
-        """`input_ids`, `full_length`, and more columns; `trained` and `lost` (targets that were cut
-        off) where a row has many; `row` (which of `columns` a row is made of)
-        where they are not one to one, `dropped` (a reason, or "") where some cannot be used.
+        """`input_ids`, `full_length`, and more; `trained` and `lost` (targets that were cut off)
+        where a row has many, `row` (which of `columns` a row is made of) where they are not one to
+        one, `dropped` (a reason, or "") where some cannot be used.
         """
 
 

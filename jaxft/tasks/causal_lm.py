@@ -13,12 +13,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from datasets import Dataset
 
 from jaxft.data import answers, chat, documents, examples, supervision
 from jaxft.data.batches import Layout
 from jaxft.data.features import Rows
-from jaxft.data.splits import cut_validation
 from jaxft.data.templates import with_template
 from jaxft.errors import UserError
 from jaxft.generate import Sampling
@@ -32,13 +30,7 @@ AUTO_MODEL = "AutoModelForCausalLM"
 TEXTS = ("text",)
 EXACT_MATCH = "exact_match"
 read = examples.read_examples
-
-
-def cut(dataset: Dataset, size: int | float, options: "Options") -> tuple[Dataset, Dataset]:
-    """Training and validation rows; of sources that are one text each, the ends of these."""
-    if documents.each_source_is_one(dataset):
-        return documents.cut_ends(dataset, size)
-    return cut_validation(dataset, size, [[]] * len(dataset))
+cut = documents.cut
 
 
 def reading(data: Any, answers: bool) -> dict[str, Any]:
