@@ -4,11 +4,9 @@
 # CUDA_VISIBLE_DEVICES chooses among the GPUs; mesh.data is by default their number.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 find_print "$@"
-# JAX takes three quarters of a GPU unless told; training has it to itself.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 command=(.venv/bin/python -m jaxft.train ${words[@]+"${words[@]}"})
 if [ -n "$printing" ]; then
-  show "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION" "${command[@]}"
+  show "${command[@]}"
   exit
 fi
 prepare cuda

@@ -25,7 +25,13 @@ def machine(monkeypatch, tmp_path):
         if kind == "tpu":
             device.touch()
 
-    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "MEGASCALE_NUM_SLICES"):
+    for name in (
+        "XLA_FLAGS",
+        "LIBTPU_INIT_ARGS",
+        "JAX_PLATFORMS",
+        "MEGASCALE_NUM_SLICES",
+        xla_flags.GPU_MEMORY[0],
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return make
@@ -66,6 +72,8 @@ def test_flags_are_set_and_said_and_the_users_own_win(kind, variable, flags, mac
     assert said == f"{variable}: {os.environ[variable]}"
     assert words[:2] == [f"--{first}=mine", "--another=1"]
     assert words[2:] == [f"--{name}={flags[name]}" for name in rest]
+    variable, share = xla_flags.GPU_MEMORY
+    assert os.environ.get(variable) == (share if kind == "gpu" else None)
 
 
 def test_several_slices_get_more(machine, monkeypatch):

@@ -29,8 +29,7 @@ PIPELINE = "text-generation"
 AUTO_MODEL = "AutoModelForCausalLM"
 TEXTS = ("text",)
 EXACT_MATCH = "exact_match"
-read = examples.read_examples
-cut = documents.cut
+read, cut = examples.read_examples, documents.cut
 
 
 def reading(data: Any, answers: bool) -> dict[str, Any]:
