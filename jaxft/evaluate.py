@@ -1,9 +1,8 @@
 """`python -m jaxft.evaluate`: scores of a run's weights on a file; one JSON object on stdout."""
 
 from jaxft import files, flags
-from jaxft.data.features import read_rows
+from jaxft.data.features import read_rows, read_splits
 from jaxft.data.sources import refuse_unread
-from jaxft.errors import UserError
 from jaxft.experiment import tokenise_splits
 from jaxft.processes import joined, process_index, wait_for_all
 from jaxft.scoring import Scorer
@@ -31,14 +30,15 @@ def main(argv: list[str]) -> None:
         experiment, data = trained.experiment, trained.experiment.config.data
         own = ("test", data.test) if data.test else ("validation", data.validation)
         split, source = ("test", given.data) if given.data else own
-        if source is None:
-            raise UserError("The run has no test or validation file; name one with --data=FILE.")
-        refuse_unread(overrides, [source])
-        rows = read_rows(experiment.module, source, data, say, split=split)
+        refuse_unread(overrides, [source] if source else [])
+        if source is None:  # the run cut its validation rows from its training data
+            rows = read_splits(experiment.module, data, experiment.config.task, say)[split]
+        else:
+            rows = read_rows(experiment.module, source, data, say, split=split)
         splits = tokenise_splits(experiment, {"data": rows}, say)
         wait_for_all("the scores")
         scores, _ = Scorer(experiment, splits).scores(trained.params, "data")
-        result = {"step": trained.step, "data": source, "rows": len(splits["data"]), **scores}
+        result = {"step": trained.step, "data": rows.source, "rows": len(splits["data"]), **scores}
         if process_index() == 0:
             print(files.dumps(result))
 

@@ -317,7 +317,7 @@ def test_without_a_workdir_a_run_goes_to_runs_in_the_current_folder(
 def test_a_missing_validation_split_is_cut_from_training_the_same_way_each_time(
     keys, tmp_path, capsys
 ):
-    cut = keys | {"data.validation": "none", "data.validation_size": 0.2}
+    cut = keys | {"data.validation": "none", "data.validation_size": 0.2, "data.test": "none"}
     first = runs.run(tmp_path / "first", cut)
     said = capsys.readouterr().err
     assert "No validation split given: 7 rows are cut from" in said
@@ -329,6 +329,12 @@ def test_a_missing_validation_split_is_cut_from_training_the_same_way_each_time(
     assert digests[0] == digests[1]
     _, splits, _ = runs.assembled(cut | {"seed": 1})
     assert splits["validation"].rows.digest == digests[0]["validation"], "for every seed"
+    evaluate.main([f"--workdir={tmp_path / 'first'}"])
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["rows"] == 7
+    assert {name: scores[name] for name in first["validation"]} == pytest.approx(
+        first["validation"], rel=1e-5
+    )
 
 
 def test_a_workdir_in_an_object_store(keys, tmp_path, monkeypatch, capsys):

@@ -156,11 +156,16 @@ def test_a_hub_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_quiet_leaves_the_progress_bars_and_logging_as_they_were():
-    before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    with quiet():
-        assert datasets.are_progress_bars_disabled()
-        assert datasets.logging.get_verbosity() > before[1]
-    assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity_info()
+    try:
+        before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+        with quiet():
+            assert datasets.are_progress_bars_disabled()
+            assert datasets.logging.get_verbosity() > before[1]
+        assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
+    finally:
+        datasets.logging.set_verbosity(level)
 
 
 # --- mistakes ---------------------------------------------------------------------------------
