@@ -115,6 +115,18 @@ def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):
     assert "No change of mesh" in out
 
 
+def test_what_is_suggested_fits_the_evaluation_too(call):
+    words = (LLAMA, "--topology=h100:1", "--config.train.batch_size=256")
+    code, out, _ = call(*words)
+    assert code == 1
+    assert "The evaluation takes the most, with 256 rows at once (train.eval_batch_size)" in out
+    first = next(line for line in out.splitlines() if line.startswith("  1. "))
+    (flag,) = first.split()[1:]
+    assert flag.startswith("--config.train.gradient_accumulation_steps=")
+    code, _, _ = call(*words, flag)
+    assert code == 0
+
+
 def test_price_time_and_operations_follow_from_each_other(call):
     words = (LLAMA, "--topology=v5e:2x4", "--no_compile", "--json", "--rows=16000")
     _, out, _ = call(*words, "--price=2", "--mfu=0.5")

@@ -80,8 +80,7 @@ class Sketch:
 
     @property
     def evaluation_rows(self) -> int:
-        train = self.config.train
-        return self._rows(train.eval_batch_size or train.batch_size, 1)
+        return self._rows(self.experiment.eval_batch_size, 1)
 
     def _rows(self, batch_size: int, micro_batches: int) -> int:
         unit = self.experiment.row_shards * micro_batches
