@@ -16,12 +16,11 @@ from jaxft.config import Config, Data, Model, Schedule
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split, read_splits
 from jaxft.data.plan import Plan
-from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree, unflatten
 from jaxft.parts import Parts
-from jaxft.shapes import SHAPES, fields_of
+from jaxft.shapes import fields_of
 from jaxft.sharding import placed
 from jaxft.workdir import Workdir
 
@@ -129,8 +128,8 @@ class _Shaped:
 
 
 def sketch(config: Config, devices: Sequence[Any], say: Say, examples: int | None = None) -> Sketch:
-    """The run of `config` on these devices; nothing is downloaded. `examples` takes the place of
-    what the data hold.
+    """The run of `config` on these devices; nothing but a config.json is downloaded. `examples`
+    takes the place of what the data hold.
 
     Raises:
         UserError: whatever `train` would refuse, or a model whose shape is not known here.
@@ -172,19 +171,14 @@ def _quiet(text: str) -> None:
 def _model(model: Model) -> tuple[Model, bool]:
     """The same architecture from scratch, and whether its tokenizer is at hand."""
     name = model.config if isinstance(model.config, str) else model.pretrained
-    folder = hub.at_hand(name) if name is not None else None
     if name is None:
         fields, tokenizer = model.config, model.tokenizer
-    elif folder is not None:
+    elif hub.at_hand(name) is None and (known := fields_of(name)) is not None:
+        fields, tokenizer = known, model.tokenizer or name
+    else:
+        folder = hub.config_folder(name)
         fields = pretrained.Checkpoint(folder).config
         tokenizer = model.tokenizer or str(folder)
-    else:
-        fields, tokenizer = fields_of(name), model.tokenizer or name
-    if fields is None:
-        raise UserError(
-            f"{name} is not on this machine, and a plan downloads nothing. Give a folder with its "
-            f"config.json, or a model whose shape is known: {', '.join(SHAPES)}."
-        )
     here = hub.at_hand(tokenizer) if tokenizer is not None else None
     has = here is not None and any((here / file).exists() for file in _TOKENIZER_FILES)
     scratch = replace(
