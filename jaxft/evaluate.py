@@ -5,8 +5,8 @@ from jaxft.data.features import read_rows
 from jaxft.data.sources import refuse_unread
 from jaxft.errors import UserError
 from jaxft.experiment import tokenise_splits
+from jaxft.processes import joined, process_index, wait_for_all
 from jaxft.scoring import Scorer
-from jaxft.stderr import aloud
 from jaxft.trained import STEP_HELP, open_trained
 from jaxft.workdir import Workdir
 
@@ -22,19 +22,25 @@ def main(argv: list[str]) -> None:
         help="labelled rows; by default the run's test split, else validation",
     )
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
+    flags.add_processes(parser)
     given, overrides = parser.given(argv)
-    with open_trained(Workdir(given.workdir), given.step, aloud, overrides) as trained:
+    with (
+        joined(given) as say,
+        open_trained(Workdir(given.workdir), given.step, say, overrides) as trained,
+    ):
         experiment, data = trained.experiment, trained.experiment.config.data
         own = ("test", data.test) if data.test else ("validation", data.validation)
         split, source = ("test", given.data) if given.data else own
         if source is None:
             raise UserError("The run has no test or validation file; name one with --data=FILE.")
         refuse_unread(overrides, [source])
-        rows = read_rows(experiment.module, source, data, aloud, split=split)
-        splits = tokenise_splits(experiment, {"data": rows}, aloud)
+        rows = read_rows(experiment.module, source, data, say, split=split)
+        splits = tokenise_splits(experiment, {"data": rows}, say)
+        wait_for_all("the scores")
         scores, _ = Scorer(experiment, splits).scores(trained.params, "data")
         result = {"step": trained.step, "data": source, "rows": len(splits["data"]), **scores}
-        print(files.dumps(result))
+        if process_index() == 0:
+            print(files.dumps(result))
 
 
 if __name__ == "__main__":

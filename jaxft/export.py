@@ -19,8 +19,8 @@ from jaxft.card import model_card
 from jaxft.errors import UserError
 from jaxft.nn.tokens import Tokens
 from jaxft.nn.weights import Weight, flatten, unflatten
-from jaxft.processes import start_processes, together
-from jaxft.stderr import Say, aloud, silently
+from jaxft.processes import joined
+from jaxft.stderr import Say
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -45,19 +45,17 @@ def main(argv: list[str]) -> None:
     if "://" in given.output:
         raise UserError(f"--output={given.output}: give a folder on a disk, and copy that.")
     folder = Path(os.path.expanduser(given.output))
-    start_processes(given.coordinator_address, given.num_processes, given.process_id)
-    with together():
-        write(Workdir(given.workdir), given.step, folder, given.dtype)
+    with joined(given) as say:
+        write(Workdir(given.workdir), given.step, folder, given.dtype, say)
 
 
-def write(workdir: Workdir, step: str, folder: Path, dtype: str) -> None:
+def write(workdir: Workdir, step: str, folder: Path, dtype: str, say: Say) -> None:
     """A new folder with what a step of a run learnt, or nothing.
 
     Raises:
         UserError: the folder or the step cannot be used.
     """
     leads = jax.process_index() == 0
-    say = aloud if leads else silently
     there = folder.exists()
     if there and (not folder.is_dir() or any(path.name != PARTIAL for path in folder.iterdir())):
         raise UserError(f"--output={folder} exists and is not an empty folder; choose another one.")

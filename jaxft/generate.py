@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jaxft.errors import NonFiniteAnswers
 from jaxft.nn.attention import Side
 from jaxft.nn.memory import Recall
 from jaxft.nn.tokens import Tokens
@@ -21,6 +22,8 @@ from jaxft.nn.weights import Tree
 
 BATCH = 16
 """Prompts answered together."""
+ENDED, BROKEN = -1, -2
+"""Stand for tokens in what a program gives."""
 MULTIPLE = 64
 """Prompts are padded to multiples of this, on the left; each length costs a compilation."""
 
@@ -58,10 +61,18 @@ class Generator:
     def __call__(
         self, prompts: Sequence[Sequence[int]], stop: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
-        """The tokens that follow each prompt, up to the first of `stop`, which is left out."""
+        """The tokens that follow each prompt, up to the first of `stop`, which is left out.
+
+        Raises: NonFiniteAnswers: the model's logits are no numbers.
+        """
         answers: list[list[int]] = [[]] * len(prompts)
         for members, batch in self._batches(prompts):
             found_BN = np.asarray(self._program(batch, tuple(stop), sampling)(self.params, *batch))
+            if broken := np.count_nonzero((found_BN[: len(members)] == BROKEN).any(1)):
+                raise NonFiniteAnswers(
+                    f"The model answers {broken} of {len(members)} prompts with what is no number; "
+                    "these weights are of no use."
+                )
             for i, row in zip(members, found_BN.tolist(), strict=False):
                 ends = [at for at, token in enumerate(row) if token < 0]
                 answers[i] = row[: ends[0]] if ends else row
@@ -116,7 +127,9 @@ def _answer(
     stop: tuple[int, ...],
     sampling: Sampling,
 ) -> jax.Array:
-    """int32 [B, N]: the answers; -1 from the token on that ends one."""
+    """int32 [B, N]: the answers; ENDED from the token on that ends one, BROKEN where the model
+    gives no numbers.
+    """
     model: Any = merge(params)
     B, P = prompt.ids_BL.shape
     N = sampling.max_new_tokens
@@ -139,15 +152,18 @@ def _answer(
     def extend(state: tuple) -> tuple:
         step, done_B, answers_BN, last_BD, memory = state
         keys_B = jax.vmap(partial(jax.random.fold_in, data=step))(draws_B)
-        token_B = choose(model.logits(last_BD[:, None])[:, 0], keys_B, sampling)
-        done_B |= jnp.isin(token_B, jnp.asarray(stop, jnp.int32))
-        answers_BN = answers_BN.at[:, step].set(jnp.where(done_B, -1, token_B))
+        logits_BV = model.logits(last_BD[:, None])[:, 0]
+        token_B = choose(logits_BV, keys_B, sampling)
+        broken_B = ~done_B & jnp.isnan(logits_BV.max(-1))
+        done_B |= broken_B | jnp.isin(token_B, jnp.asarray(stop, jnp.int32))
+        said_B = jnp.where(broken_B, BROKEN, jnp.where(done_B, ENDED, token_B))
+        answers_BN = answers_BN.at[:, step].set(said_B)
         new_B1 = (lengths_B + step)[:, None]
         tokens = Tokens(token_B[:, None], jnp.ones_like(new_B1), new_B1, jnp.zeros_like(new_B1))
         hidden_BLD, memory = model.extend(tokens, memory, Recall(P + step, keys))
         return step + 1, done_B, answers_BN, hidden_BLD[:, -1], memory
 
-    none_BN = jnp.full((B, N), -1, jnp.int32)
+    none_BN = jnp.full((B, N), ENDED, jnp.int32)
     state = (jnp.int32(0), jnp.zeros(B, bool), none_BN, hidden_BLD[:, -1], memory)
     return lax.while_loop(going, extend, state)[2]
 

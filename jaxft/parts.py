@@ -106,9 +106,11 @@ class Parts:
         return Scorer(self.experiment, held_out)
 
     def compile(self, start: int = 0) -> dict[int, Callable]:
-        """The update for each width of rows and the evaluation, so that memory errors come now and
-        not later.
+        """The update for each width of the rows after `start`, and the evaluation, so that memory
+        errors come now and not later.
         """
+        if start == self.schedule.total:
+            return {}
         began_s = time.perf_counter()
         jitted = self.experiment.train_step(self.optimizer)
 

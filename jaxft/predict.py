@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +21,9 @@ from jaxft.data.sources import refuse_unread
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment
 from jaxft.generate import Sampling
+from jaxft.processes import joined, process_count, process_index
 from jaxft.scoring import Tools
-from jaxft.stderr import Say, aloud
+from jaxft.stderr import Say
 from jaxft.trained import STEP_HELP, Trained, open_trained
 from jaxft.workdir import Workdir
 
@@ -52,19 +54,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     for name, what in SAMPLING.items():
         parser.add_argument(f"--{name}", metavar="X", help=f"of generated answers: {what}")
+    flags.add_processes(parser)
     given, overrides = parser.given(argv)
     words = {name: word for name in SAMPLING if (word := getattr(given, name)) is not None}
     with (
+        joined(given) as say,
         _input(given.input) as source,
-        open_trained(Workdir(given.workdir), given.step, aloud, overrides) as trained,
+        open_trained(Workdir(given.workdir), given.step, say, overrides) as trained,
         _output(given.output) as output,
     ):
         refuse_unread(overrides, [source])
         experiment, seed = sampled(trained.experiment, words)
-        rows = predict(replace(trained, experiment=experiment), source, seed, aloud)
+        rows = predict(replace(trained, experiment=experiment), source, seed, say)
         output.writelines(f"{files.dumps(row)}\n".encode() for row in rows)
     if given.output:
-        aloud(f"{len(rows)} rows written to {given.output}")
+        say(f"{len(rows)} rows written to {given.output}")
 
 
 def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experiment, int]:
@@ -147,6 +151,8 @@ def _input(name: str) -> Iterator[str]:
     if name != "-":
         yield name
         return
+    if process_count() > 1:
+        raise UserError("--input=-: each of several processes would read a stdin of its own.")
     content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
     kind = "jsonl" if content.lstrip()[:1] in (b"{", b"[") else "csv"
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +163,10 @@ def _input(name: str) -> Iterator[str]:
 
 @contextmanager
 def _output(name: str | None) -> Iterator[BinaryIO]:
-    """Where the rows go; a file that cannot be written is known before they are computed."""
+    """Where the rows go, once; a file that cannot be written is known before they are computed."""
+    if process_index() > 0:
+        yield BytesIO()
+        return
     if name is None:
         yield sys.stdout.buffer
         return

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -20,8 +21,9 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the store has no public name; orbax too takes it from here
 
+from jaxft import xla_flags
 from jaxft.errors import UserError
-from jaxft.xla_flags import on_tpu
+from jaxft.stderr import Say, aloud, silently
 
 MEET_S = 300
 """How long processes wait for each other at the start; pods and queues start them one by one."""
@@ -82,6 +84,17 @@ def start_processes(
         timer.cancel()
     if process_count() > 1:
         _listen()
+
+
+@contextmanager
+def joined(given: Namespace) -> Iterator[Say]:
+    """A verb's part in the job that its flags name, under XLA's flags as the run's; what yields
+    speaks in process 0 alone.
+    """
+    xla_flags.choose()
+    start_processes(given.coordinator_address, given.num_processes, given.process_id)
+    with together():
+        yield aloud if process_index() == 0 else silently
 
 
 def process_count() -> int:
@@ -224,4 +237,4 @@ def _in_cluster() -> bool:
     for names in _CLUSTERS:
         if names <= os.environ.keys():
             return any(int(os.environ[name]) > 1 for name in names & sizes)
-    return on_tpu()
+    return xla_flags.on_tpu()

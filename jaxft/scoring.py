@@ -10,7 +10,7 @@ import numpy as np
 from jaxft.data.batches import BatchSource, put, rows_here
 from jaxft.data.features import EVALUATION, Rows, Split, tokenise
 from jaxft.data.plan import Plan
-from jaxft.errors import UserError
+from jaxft.errors import NonFiniteAnswers
 from jaxft.experiment import Experiment
 from jaxft.generate import Generator
 from jaxft.stderr import Say, silently
@@ -19,10 +19,6 @@ WIDTHS = 3
 """How many widths unpacked evaluation uses at most; training sees each row more often."""
 Outputs = dict[str, np.ndarray]
 """What `task.predict` gives per example, [N, ...], in the order of the split."""
-
-
-class NonFiniteAnswers(UserError):
-    """A model's answers to some rows are no numbers: a score of all of them would hide it."""
 
 
 @dataclass(frozen=True)

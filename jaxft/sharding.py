@@ -12,7 +12,7 @@ from math import gcd, prod
 from typing import Any
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxft.errors import UserError
@@ -43,23 +43,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"{given} do not multiply to the {len(devices)} devices here. Sizes must divide that; "
             "one may be -1 for the rest."
         )
-    types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    try:
-        if slices == 1:
-            return jax.make_mesh(tuple(wanted.values()), AXES, axis_types=types, devices=devices)
+    if slices == 1:
+        # Sides of a slice may be split: v6e:4x4 has no two of 8 and 2 devices otherwise.
+        grid = create_device_mesh(tuple(wanted.values()), devices, allow_split_physical_axes=True)
+    else:
         across = _across(wanted, slices)
         within = [size // across[axis] for axis, size in wanted.items()]
         grid = create_hybrid_device_mesh(
             within, list(across.values()), devices, allow_split_physical_axes=True
         )
-    except NotImplementedError as error:  # JAX splits no side of a slice
-        given = ", ".join(f"mesh.{axis}={size}" for axis, size in wanted.items())
-        raise UserError(
-            f"{given} cannot be laid on the sides of this slice of {len(devices)} devices: a size "
-            "must be the product of some of its sides."
-        ) from error
-    return Mesh(grid, AXES, axis_types=types)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _across(sizes: Mapping[str, int], slices: int) -> dict[str, int]:
@@ -103,7 +97,7 @@ def check_divides(
             f"multiple of {parts}, such as {_nearest(max_length, parts)}."
         )
     if heads % (tensor := mesh.shape["tensor"]):
-        fits = [n for n in range(1, heads + 1) if heads % n == 0]
+        fits = [n for n in range(1, heads + 1) if heads % n == 0 == mesh.size % n]
         raise UserError(
             f"mesh.tensor={tensor} cannot split {heads} (key-value) heads; the nearest that can is "
             f"{min(fits, key=lambda n: abs(n - tensor))} of {fits}."

@@ -22,13 +22,14 @@ from jaxft.data.advice import advise
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split
 from jaxft.data.plan import Plan
+from jaxft.errors import NonFiniteAnswers
 from jaxft.experiment import Experiment
 from jaxft.hardware import memory_bytes
 from jaxft.history import History
 from jaxft.nn.weights import unflatten
 from jaxft.recorder import NonFiniteLoss, Recorder
 from jaxft.report import RunLog
-from jaxft.scoring import NonFiniteAnswers, Outputs
+from jaxft.scoring import Outputs
 from jaxft.sharding import bytes_per_device
 from jaxft.stderr import Say
 from jaxft.step import TrainState

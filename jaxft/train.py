@@ -20,7 +20,7 @@ from jaxft.data.batches import stream
 from jaxft.data.cache import cache_key
 from jaxft.data.encoding import tokenizer_content
 from jaxft.data.features import EVALUATION
-from jaxft.errors import UserError
+from jaxft.errors import NonFiniteAnswers, UserError
 from jaxft.experiment import assemble
 from jaxft.history import History
 from jaxft.interrupts import Interrupts, Stopped
@@ -30,7 +30,7 @@ from jaxft.parts import Parts
 from jaxft.pretrained import Match
 from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
-from jaxft.scoring import NonFiniteAnswers, Outputs
+from jaxft.scoring import Outputs
 from jaxft.source import origin
 from jaxft.stderr import Say, aloud, silently
 from jaxft.step import TrainState
@@ -84,9 +84,12 @@ def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, An
         stack.callback(lambda: run.checkpoints.close())
         wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
         with together(), explained(lambda: memory_by_cause(run), plan):
+            steps = run.compile(newest := max(run.checkpoints.steps, default=0))
             state, step = run.begin(matched)
+            if step < newest:  # that one could not be read
+                steps = run.compile(step)
             if not run.is_over(step):
-                state, step = run.loop(run.compile(step), state, step)
+                state, step = run.loop(steps, state, step)
             return run.finish(state, step)
 
 
@@ -142,7 +145,8 @@ class Run(Parts):
         abstract = self.abstract
         optimizer = {"step": abstract.step, "moments": abstract.opt_state}
         restored = self.checkpoints.restore(abstract.params, optimizer)
-        self.history = History.from_meta(restored.meta)
+        compile_s, self.history = self.history.compile_s, History.from_meta(restored.meta)
+        self.history.compile_s += compile_s
         self.say(f"Resuming after step {restored.step} of {self.schedule.total}")
         moments = restored.optimizer
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step

@@ -53,9 +53,13 @@ def choose() -> list[str]:
     if for_gpu() and platforms in ("", "cuda", "gpu", "rocm"):
         said += _add("XLA_FLAGS", GPU)
     if on_tpu() and platforms in ("", "tpu", "tpu,cpu"):
-        slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
-        said += _add("LIBTPU_INIT_ARGS", TPU | (TPU_SLICES if slices > 1 else {}))
+        said += choose_for_tpu(int(os.environ.get("MEGASCALE_NUM_SLICES", "1")))
     return said or _add("XLA_FLAGS", CPU)
+
+
+def choose_for_tpu(slices: int = 1) -> list[str]:
+    """As `choose`, for TPUs that need not be here; libtpu reads them when it is first used."""
+    return _add("LIBTPU_INIT_ARGS", TPU | (TPU_SLICES if slices > 1 else {}))
 
 
 def _add(variable: str, flags: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ import talk
 from jax.sharding import NamedSharding
 
 from jaxft import load_pretrained
+from jaxft.errors import NonFiniteAnswers
 from jaxft.generate import MULTIPLE, Generator, Sampling, choose, of_model
 from jaxft.nn.weights import flatten, unflatten
 from jaxft.sharding import ROWS, Places, make_mesh
@@ -187,3 +188,11 @@ def test_tokens_are_drawn_as_often_as_transformers_draws_them(sampling):
     assert set(np.flatnonzero(shares > 0.005)) <= set(np.flatnonzero(found))
     deviation = np.sqrt(DRAWS * shares * (1 - shares))
     assert (np.abs(found - DRAWS * shares) <= 4 * deviation).all()
+
+
+def test_a_model_that_gives_no_numbers_answers_nothing():
+    """The likeliest of NaNs is token 0, and answers would look like some."""
+    sound = generator()
+    spoilt = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), sound.params)
+    with pytest.raises(NonFiniteAnswers, match="The model answers 5 of 5 prompts with"):
+        replace(sound, params=spoilt)(PROMPTS, NEVER, GREEDY)

@@ -19,6 +19,7 @@ from jaxft.data.batches import put
 from jaxft.experiment import Experiment, assemble
 from jaxft.models import Blueprint
 from jaxft.nn.tokens import Batch
+from jaxft.planning import places
 from jaxft.sharding import AXES, bytes_per_device, make_mesh
 from jaxft.step import TrainState
 from jaxft.train import Run
@@ -44,6 +45,8 @@ OTHER_ORDER = 2e-6
 """Relative difference of losses and gradient norms: another mesh adds the same numbers in another
 order.
 """
+WEIGHT_BY_WEIGHT = 1e-4
+"""Difference of a weight's first moments after the updates, relative to the largest."""
 
 
 class Trained(NamedTuple):
@@ -110,6 +113,32 @@ def assert_same_run(ours: Trained, one: Trained) -> None:
     assert np.ptp(one.losses) > 1e-3, "the losses must tell batches and updates apart"
     np.testing.assert_allclose(ours.losses, one.losses, rtol=OTHER_ORDER)
     np.testing.assert_allclose(ours.grad_norms, one.grad_norms, rtol=10 * OTHER_ORDER)
+    # The sums of gradients, weight by weight: a norm of all hides a small one, and Adam its scale.
+    sums = jax.tree_util.tree_leaves_with_path(one.state.opt_state)
+    for (path, theirs), mine in zip(sums, jax.tree.leaves(ours.state.opt_state), strict=True):
+        name, largest = jax.tree_util.keystr(path), np.abs(theirs).max()
+        if ".mu[" in name and "['key']['bias']" not in name:  # softmax cancels that: noise is left
+            assert np.abs(np.asarray(mine) - theirs).max() < WEIGHT_BY_WEIGHT * largest, name
+
+
+@pytest.mark.parametrize(
+    ("topology", "sizes"),
+    [
+        ("v6e:4x4", {"fsdp": 8, "tensor": 2}),
+        ("v5p:4x4x4", {"fsdp": 8, "tensor": 8}),
+        ("v6e:16x16", {"fsdp": 64, "tensor": 4}),
+        ("v6e:8x8", {"fsdp": 16, "context": 4}),
+    ],
+)
+def test_a_mesh_may_split_the_sides_of_a_slice(topology, sizes):
+    mesh = make_mesh(sizes, places.find(topology, compiling=False).devices)
+    assert {axis: size for axis, size in mesh.shape.items() if size > 1} == sizes
+    # What is sent most often goes between neighbours: each is next to another of its group.
+    inner = mesh.shape["context"] * mesh.shape["tensor"]
+    for group in mesh.devices.reshape(-1, inner):
+        coords = np.array([device.coords for device in group])
+        apart = np.abs(coords[:, None] - coords).sum(-1)
+        assert (np.sort(apart)[:, 1] == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -198,9 +198,6 @@ BAD = {
     ("--topology=v9:2x2",): "v9:2x2 is not known; there is",
     ("--topology=v5e:3x3",): "v5e:{1x1,2x2",
     ("--topology=v5e:4x4", "--no_compile", "--config.mesh.fsdp=3"): "do not multiply to the 16",
-    ("--topology=v5p:4x4x4", "--no_compile", "--config.mesh.fsdp=2", "--config.mesh.data=32"): (
-        "cannot be laid on the sides"
-    ),
     ("--config=configs/bert_cls.py:bert-huge",): "'bert-huge' is no model",
     ("--config.model.pretrained=nobody/nothing",): "the hub did not give its config.json",
     ("--config.model.pretrained=./nothing",): "./nothing is no folder here and no hub id",

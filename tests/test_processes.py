@@ -139,6 +139,20 @@ def test_one_process_scores_what_several_trained(several, capsys):
     assert {name: scores[name] for name in test} == pytest.approx(test, rel=OTHER_COLLECTIVES)
 
 
+def test_two_processes_predict_what_one_does(one, keys, tmp_path):
+    words = [f"--workdir={one}", f"--input={keys['data.test']}", f"--output={tmp_path}/two"]
+    first, second = job(words, ("from jaxft import predict as train",) * 2)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert (first.out, second.out) == ("", "")
+    assert "rows written" in first.err
+    assert "rows written" not in second.err
+    runs.VERBS["predict"].main([*words[:2], f"--output={tmp_path}/one"])
+    ours, theirs = ([*map(json.loads, (tmp_path / n).open())] for n in ("two", "one"))
+    for mine, alone in zip(ours, theirs, strict=True):
+        assert mine["prediction"] == alone["prediction"]
+        assert mine["scores"] == pytest.approx(alone["scores"], rel=OTHER_COLLECTIVES)
+
+
 def test_pitfall_20_two_processes_export_what_one_does(one, tmp_path):
     """Each block is gathered by both, and the first one writes."""
     verb = "from jaxft import export as train"

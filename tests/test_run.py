@@ -128,20 +128,26 @@ def test_pitfall_17_all_programs_are_compiled_before_the_first_update(
 ):
     short = runs.table(tmp_path / "short.csv", [("good film", "good"), ("bad film", "bad")] * 3)
     compiled: list[str] = []
-    compile_, loop = jax.stages.Lowered.compile, Run.loop
+    compile_, begin, loop = jax.stages.Lowered.compile, Run.begin, Run.loop
 
     def compile_and_note(self: Any, *args: Any) -> Any:
         compiled.append(self.as_text()[:60].split()[1])
         return compile_(self, *args)
+
+    def begin_and_note(*args: Any) -> Any:
+        compiled.append("begin")
+        return begin(*args)
 
     def loop_and_note(*args: Any) -> Any:
         compiled.append("loop")
         return loop(*args)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_and_note)
+    monkeypatch.setattr(Run, "begin", begin_and_note)
     monkeypatch.setattr(Run, "loop", loop_and_note)
     runs.run(tmp_path / "run", keys | {"data.test": short, "data.packing": packing})
-    assert compiled[-1] == "loop"
+    # Before a weight is read, which takes minutes where there are 70 billion.
+    assert compiled[-2:] == ["begin", "loop"]
     assert compiled.count("@jit_train_step") == 1
     # Rows of one example are as wide as validation or test needs them; shared rows fit both.
     assert compiled.count("@jit_eval_step") == programs

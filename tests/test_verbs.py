@@ -23,9 +23,9 @@ from sklearn import metrics
 
 from jaxft import saving
 from jaxft.data.sources import quiet
+from jaxft.errors import NonFiniteAnswers
 from jaxft.nn.weights import flatten
 from jaxft.predict import predict
-from jaxft.scoring import NonFiniteAnswers
 from jaxft.trained import Trained, open_trained
 from jaxft.workdir import Workdir
 

@@ -17,6 +17,7 @@ import jax
 from jaxft.chips import CHIPS, Chip, of_kind
 from jaxft.errors import UserError
 from jaxft.nn.remat import HOST
+from jaxft.xla_flags import choose_for_tpu
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
@@ -127,6 +128,7 @@ def find(topology: str | None, *, compiling: bool = True) -> Place:
 def _by_libtpu(topology: str, layout: str) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
+    choose_for_tpu()  # as the run will
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     one = {"chips_per_host_bounds": (1, 1, 1)} if _sizes(layout) == 1 else {}
