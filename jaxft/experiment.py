@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import ceil
 from pathlib import Path as FilePath
 from types import ModuleType
 from typing import Any
@@ -91,6 +92,15 @@ class Experiment:
     @property
     def row_shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples that an evaluation takes at once, over all devices; by default a micro-batch's,
+        so that what gives updates room does so for evaluations.
+        """
+        train, shards = self.config.train, self.row_shards
+        one = train.eval_batch_size or ceil(train.batch_size / train.gradient_accumulation_steps)
+        return ceil(one / shards) * shards
 
     def check_divides(self) -> None:
         """Raises UserError where the mesh cannot split the batch, the tokens or the heads."""

@@ -73,6 +73,32 @@ def at_hand(name: str) -> FilePath | None:
     return FilePath(cached).parent if isinstance(cached, str) else None
 
 
+def config_folder(name: str) -> FilePath:
+    """The local folder with the `config.json` of `name`, the one file that may be downloaded.
+
+    Raises:
+        UserError: it is not here, and the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download, is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+
+    if (here := at_hand(name)) is not None:
+        return here
+    try:
+        return FilePath(hf_hub_download(name, "config.json")).parent
+    except HFValidationError as error:
+        raise UserError(f"{name} is no folder here and no hub id.") from error
+    except Exception as error:  # the hub client raises many kinds: network, auth, not found
+        cause = type(error.__cause__ or error).__name__
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else cause
+        raise UserError(
+            f"{name} is no folder here, and the hub did not give its config.json ({why}), which "
+            "tells its shape. Check the spelling; a private or gated model needs `hf auth login`; "
+            f"without network, run `hf download {name} config.json --local-dir D` where there is "
+            "one, copy D here and pass --config.model.pretrained=D."
+        ) from error
+
+
 def _installed(name: str) -> tuple[FilePath, str] | None:
     """A folder, or an installed wheel's copy, and a sentence on which."""
     folder = FilePath(name).expanduser()

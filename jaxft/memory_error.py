@@ -30,8 +30,8 @@ def explained(causes: Callable[[], Mapping[str, int]], plan_command: str) -> Ite
                     "The largest parts on each device are about",
                     *listed,
                     "More devices with mesh.fsdp, model.activation_checkpointing=full, a smaller "
-                    "train.batch_size or more train.gradient_accumulation_steps take less. What "
-                    "would fit says",
+                    "train.batch_size or train.eval_batch_size, or more "
+                    "train.gradient_accumulation_steps take less. What would fit says",
                     f"  {plan_command}",
                 ]
             )
@@ -41,7 +41,8 @@ def explained(causes: Callable[[], Mapping[str, int]], plan_command: str) -> Ite
 def memory_by_cause(parts: Parts) -> dict[str, int]:
     """Bytes on one device by what they are for, by a plan's estimate."""
     made = Sketch.of(parts)
-    footprint = Estimator(made)(made)
+    estimate = Estimator(made)
+    footprint, evaluation = estimate(made), estimate.evaluation(made)
     return {
         "parameters": footprint.parameters,
         "gradients": footprint.gradients,
@@ -49,4 +50,5 @@ def memory_by_cause(parts: Parts) -> dict[str, int]:
         "activations kept for the backward pass": footprint.activations,
         "logits, the head and its gradient": footprint.vocabulary,
         "copies of weights and recomputed activations": footprint.workspace,
+        "activations and logits of an evaluation": evaluation - footprint.parameters,
     }

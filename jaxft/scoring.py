@@ -65,9 +65,7 @@ class Scorer:
     """The compiled eval step over batches of one size; every process gets every row's outputs."""
 
     def __init__(self, experiment: Experiment, splits: Mapping[str, Split]):
-        train = experiment.config.train
-        data, shards = experiment.config.data, experiment.row_shards
-        batch_size = -(-(train.eval_batch_size or train.batch_size) // shards) * shards
+        data = experiment.config.data
         self._experiment = experiment
         self._step = experiment.eval_step()
         self._loader: tuple[Callable[[Any], Any], Any] | None = None
@@ -82,11 +80,11 @@ class Scorer:
         plans = {
             name: Plan(
                 split.lengths,
-                batch_size,
+                experiment.eval_batch_size,
                 data.max_length,
                 seed=None,
                 packing="none" if data.packing == "none" else "batch",
-                row_unit=shards,
+                row_unit=experiment.row_shards,
                 width_unit=experiment.width_unit,
                 widths_at_most=WIDTHS,
             )

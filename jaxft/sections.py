@@ -175,7 +175,9 @@ class Train:
     batch_size: int = key(32, "examples an update, over all devices and micro-batches", ">= 1")
     gradient_accumulation_steps: int = key(1, "micro-batches an update is summed from", ">= 1")
     eval_steps: CountOrShare = key(0.1, "updates between evaluations", "> 0")
-    eval_batch_size: int | None = key(None, "None: as batch_size", ">= 1")
+    eval_batch_size: int | None = key(
+        None, "examples an evaluation takes at once; None: as a micro-batch", ">= 1"
+    )
     logging_steps: CountOrShare = key(10, "updates between log lines", "> 0")
     early_stopping_patience: int | None = key(
         None, "evaluations without a better score before the run ends; None: never", ">= 1"

@@ -12,7 +12,14 @@ pytestmark = pytest.mark.usefixtures("hurry")
 EXHAUSTED = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345 bytes.\nmore\nlines"
 )
-CAUSES = {"parameters", "gradients", "optimizer state", "activations kept for the backward pass"}
+EVALUATION = "activations and logits of an evaluation"
+CAUSES = {
+    "parameters",
+    "gradients",
+    "optimizer state",
+    "activations kept for the backward pass",
+    EVALUATION,
+}
 
 
 @pytest.fixture
@@ -68,5 +75,8 @@ def test_causes_are_what_one_device_holds(keys):
     kept = "activations kept for the backward pass"
     assert memory_by_cause(parts(keys, **twice))[kept] > 1.25 * whole[kept]
     assert memory_by_cause(parts(keys, **halves))[kept] == pytest.approx(whole[kept], rel=0.5)
+    far = memory_by_cause(parts(keys, **{"train.eval_batch_size": 64 * runs.BATCH}))
+    assert max(far, key=lambda cause: far[cause]) == EVALUATION
+    assert far[EVALUATION] > 32 * whole[EVALUATION]
     full = memory_by_cause(parts(keys, **{"model.activation_checkpointing": "full"}))
     assert full[kept] < whole[kept] / 4

@@ -10,9 +10,12 @@ import huggingface_hub
 import jax
 import pytest
 import runs
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from jaxft import flags, plan
 from jaxft.planning import places
+from jaxft.shapes import fields_of, hub_id
 
 KEYS = {
     "fits",
@@ -26,14 +29,27 @@ LLAMA = "--config=configs/llama_sft.py:llama3-1b"
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """A plan downloads nothing."""
+def hub(monkeypatch, tmp_path):
+    """Which files of which models the hub was asked for: none but a config.json. The hub has
+    org/small.
+    """
+    asked: list[tuple[str, str]] = []
 
-    def refuse(*args: Any, **keys: Any) -> None:
-        raise AssertionError("a plan went to the hub")
+    def give(name: str, file: str) -> str:
+        validate_repo_id(name)
+        asked.append((name, file))
+        if name != "org/small":
+            raise LocalEntryNotFoundError("no network")
+        (tmp_path / file).write_text(json.dumps(fields_of(hub_id("minilm"))))
+        return str(tmp_path / file)
 
+    def refuse(name: str, *args: Any, **keys: Any) -> None:
+        asked.append((name, "everything"))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", give)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    yield asked
+    assert {file for _, file in asked} <= {"config.json"}
 
 
 @pytest.fixture
@@ -115,6 +131,18 @@ def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):
     assert "No change of mesh" in out
 
 
+def test_what_is_suggested_fits_the_evaluation_too(call):
+    words = (LLAMA, "--topology=h100:1", "--config.train.batch_size=256")
+    code, out, _ = call(*words)
+    assert code == 1
+    assert "The evaluation takes the most, with 256 rows at once (train.eval_batch_size)" in out
+    first = next(line for line in out.splitlines() if line.startswith("  1. "))
+    (flag,) = first.split()[1:]
+    assert flag.startswith("--config.train.gradient_accumulation_steps=")
+    code, _, _ = call(*words, flag)
+    assert code == 0
+
+
 def test_price_time_and_operations_follow_from_each_other(call):
     words = (LLAMA, "--topology=v5e:2x4", "--no_compile", "--json", "--rows=16000")
     _, out, _ = call(*words, "--price=2", "--mfu=0.5")
@@ -171,10 +199,10 @@ BAD = {
     ("--topology=v5e:3x3",): "v5e:{1x1,2x2",
     ("--topology=v5e:4x4", "--no_compile", "--config.mesh.fsdp=3"): "do not multiply to the 16",
     ("--config=configs/bert_cls.py:bert-huge",): (
-        "bert-huge is not on this machine, and a plan downloads nothing. Give a folder with its "
-        "config.json, or a model whose shape is known: minilm, bert-base, bert-large"
+        "Shapes that are known without one: minilm, bert-base, bert-large"
     ),
-    ("--config.model.pretrained=nobody/nothing",): "a plan downloads nothing",
+    ("--config.model.pretrained=nobody/nothing",): "the hub did not give its config.json",
+    ("--config.model.pretrained=./nothing",): "./nothing is no folder here and no hub id",
     ("--config.data.max_length=1000",): "beyond the model's",
     ("--mfu=2",): "--mfu=2.0 must be above 0",
     ("--rows=0",): "--rows=0 must be at least 1",
@@ -201,7 +229,15 @@ def test_without_libtpu_a_topology_says_what_to_install(call, monkeypatch):
     assert "--no_compile" in err
 
 
-def test_neither_data_nor_tokenizer_need_be_there(call, tmp_path):
+def test_of_a_model_that_is_not_here_the_config_alone_is_downloaded(call, hub):
+    words = ("--config=configs/bert_cls.py", "--topology=h100:1", "--json")
+    code, out, _ = call(*words, "--config.model.pretrained=org/small")
+    assert code == 0
+    assert json.loads(out)["parameters"]["total"] == pytest.approx(22.7e6, rel=0.01)
+    assert hub == [("org/small", "config.json")]
+
+
+def test_neither_data_nor_tokenizer_need_be_there(call, hub, tmp_path):
     words = ("--topology=v5e:2x2", "--no_compile", "--json", "--config.data.train=none")
     code, out, _ = call("--config=configs/bert_cls.py:bert-base", *words)
     report = json.loads(out)
@@ -209,6 +245,7 @@ def test_neither_data_nor_tokenizer_need_be_there(call, tmp_path):
     assert report["data"]["examples"] is None
     assert report["steps"] is None
     assert report["run_hours"] is None
+    assert hub == [], "a known shape needs no config.json"
     folder = tmp_path / "model"
     folder.mkdir()
     tiny = {"model_type": "bert", "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 999}

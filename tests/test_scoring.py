@@ -10,8 +10,11 @@ import pytest
 import runs
 import talk
 
+from jaxft.parts import Parts
+from jaxft.planning.sketch import Sketch
 from jaxft.scoring import Scorer
 from jaxft.sharding import make_mesh
+from jaxft.workdir import Workdir
 
 pytestmark = pytest.mark.usefixtures("hurry")
 SAME_LOGITS = 1e-6
@@ -67,6 +70,24 @@ def test_rows_come_back_in_their_order_however_they_were_packed(
         assert (found["weights_N"] == 1).all()
     if packing != "none":
         assert len(made._compiled) == 1, "for both splits"
+
+
+@pytest.mark.parametrize(
+    ("keys", "rows"),
+    [
+        ({"train.batch_size": 16}, 16),
+        ({"train.batch_size": 16, "train.gradient_accumulation_steps": 2}, 8),
+        ({"train.eval_batch_size": 9}, 16),  # a multiple of the devices
+    ],
+)
+def test_an_evaluation_takes_a_micro_batch_by_default_and_a_plan_knows(
+    keys, rows, tiny_bert_folder
+):
+    given = runs.finished(tiny_bert_folder).keys | {"data.packing": "none"} | keys
+    experiment, splits, _ = runs.assembled(given)
+    made = Parts(experiment, splits, Workdir("nowhere"), print)
+    assert {plan.shape[0] for plan in made.scorer._plans.values()} == {rows}
+    assert Sketch.of(made).evaluation_rows == rows
 
 
 def test_splits_share_a_program_whatever_their_lengths(assembled):

@@ -38,6 +38,10 @@ class Program:
     refused: str = ""
     """Why there is no program."""
 
+    def fits(self, room: int) -> bool:
+        """In so many bytes of a device's memory."""
+        return not self.refused and self.peak_bytes <= room
+
     @property
     def host_bytes(self) -> int:
         return self.host_arguments_bytes + self.host_temporaries_bytes

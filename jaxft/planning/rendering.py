@@ -76,6 +76,14 @@ def _surety(report: Report, share: float) -> str:
 
 
 def _why(report: Report) -> str:
+    programs = {"update": report.update, "evaluation": report.evaluation}
+    refused = [name for name, program in programs.items() if program and program.refused]
+    said = f"The compiler refuses the {' and the '.join(refused)}. " if refused else ""
+    if report.evaluation_bytes > report.update_bytes:
+        return (
+            f"{said}The evaluation takes the most, with {report.sketch.evaluation_rows:,} rows at "
+            f"once (train.eval_batch_size); the update takes {_gb(report.update_bytes)} GB."
+        )
     footprint = report.estimate
     causes = {
         "parameters, gradients and optimizer state": footprint.parameters
@@ -85,9 +93,6 @@ def _why(report: Report) -> str:
         "logits and vocabulary": footprint.vocabulary,
     }
     worst = max(causes, key=lambda cause: causes[cause])
-    programs = {"update": report.update, "evaluation": report.evaluation}
-    refused = [name for name, program in programs.items() if program and program.refused]
-    said = f"The compiler refuses the {' and the '.join(refused)}. " if refused else ""
     return f"{said}Most of it: {worst}, {_gb(causes[worst])} GB."
 
 
@@ -104,10 +109,9 @@ def _suggestions(tried: Sequence[Tried], width: int) -> Iterator[Text]:
     yield Text("What fits instead", style="bold")
     for i, one in enumerate(tried, 1):
         yield Text(f"  {i}. {' '.join(one.suggestion.flags)}")
-        program, step_s = one.program, one.suggestion.step_s
-        peak = program.peak_bytes if program else one.suggestion.footprint.peak
-        notes = [f"{_gb(peak)} GB a device {'compiled' if program else 'estimated'}"]
-        if step_s:
+        counted = "compiled" if one.programs else "estimated"
+        notes = [f"{_gb(one.peak_bytes)} GB a device {counted}"]
+        if step_s := one.suggestion.step_s:
             notes.append(f"{_seconds(step_s)} an update at best")
         if any(flag.startswith("--config.train.batch_size") for flag in one.suggestion.flags):
             notes.append("another batch size: the result changes")

@@ -68,18 +68,24 @@ class Report:
         return self.place.hbm_bytes
 
     @property
+    def update_bytes(self) -> int:
+        return self.update.peak_bytes if self.update else self.estimate.peak
+
+    @property
+    def evaluation_bytes(self) -> int:
+        return self.evaluation.peak_bytes if self.evaluation else self.estimated_evaluation_bytes
+
+    @property
     def peak_bytes(self) -> int:
         """Of update or evaluation, on one device."""
-        if self.update is None or self.evaluation is None:
-            return max(self.estimate.peak, self.estimated_evaluation_bytes)
-        return max(self.update.peak_bytes, self.evaluation.peak_bytes)
+        return max(self.update_bytes, self.evaluation_bytes)
 
     @property
     def fits(self) -> bool:
         programs = [p for p in (self.update, self.evaluation) if p is not None]
-        if any(program.refused for program in programs):
-            return False
-        return self.peak_bytes <= self.hbm_bytes * (1 if programs else FILLED)
+        if programs:
+            return all(program.fits(self.hbm_bytes) for program in programs)
+        return self.peak_bytes <= self.hbm_bytes * FILLED
 
     @property
     def compile_s(self) -> float | None:

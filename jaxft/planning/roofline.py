@@ -99,20 +99,26 @@ def sent_bytes(sketch: Sketch) -> float:
     """About what one device sends in an update, where there is no program to read it from.
 
     fsdp gathers the weights to go forward and backward (and once more to recompute) and splits the
-    gradients; copies sum their gradients; `tensor` sums the activations after attention and after
-    the feed-forward layer, both ways.
+    gradients; with `zero_stage` 2 it gathers the updated weights once. Copies, and parts of rows,
+    sum the gradients of each micro-batch. `tensor` sums the activations after attention and after
+    the feed-forward layer, both ways. `context` gathers keys and values, and sums their gradients.
     """
     mesh, config = sketch.experiment.mesh.shape, sketch.config
+    others = {axis: (n - 1) / n for axis, n in mesh.items()}
     micro, item = config.train.gradient_accumulation_steps, _itemsize(sketch)
     again = str(config.model.activation_checkpointing) not in RECOMPUTED
     weights = _weights(sketch) / mesh["tensor"]
-    fsdp, data, tensor = ((mesh[a] - 1) / mesh[a] for a in ("fsdp", "data", "tensor"))
-    gathered = fsdp * weights * item * (3 + again) * micro
-    summed = 2 * data * weights * 4 / mesh["fsdp"]
+    passes = item * (3 + again) * micro if config.mesh.zero_stage == 3 else 4 + item * micro
+    split = others["fsdp"] * weights * passes
+    copies = mesh["data"] * mesh["context"]
+    summed = 2 * (copies - 1) / copies * weights * 4 * micro / mesh["fsdp"]
     width, layers = _stack(sketch)
-    rows = sketch.rows / sketch.experiment.row_shards
-    mixed = 2 * tensor * rows * sketch.width * width * item * layers * (4 + 2 * again)
-    return gathered + summed + mixed
+    tokens = sketch.rows / sketch.experiment.row_shards * sketch.width
+    stream = tokens / mesh["context"] * width * layers * item
+    mixed = 2 * others["tensor"] * stream * (4 + 2 * again)
+    keys = tokens * _keys_and_values(sketch) / mesh["tensor"] * item
+    attended = others["context"] * keys * (1 + again + 2)
+    return split + summed + mixed + attended
 
 
 def _weights(sketch: Sketch) -> int:
@@ -124,6 +130,13 @@ def _stack(sketch: Sketch) -> tuple[int, int]:
     weights: Any = sketch.experiment.drawn.weights.values()
     width = next(w.shape[w.axes.index("embed")] for w in weights if "embed" in w.axes)
     return width, max((w.shape[0] for w in weights if w.stacked), default=1)
+
+
+def _keys_and_values(sketch: Sketch) -> int:
+    """Numbers that a token's are, over all layers."""
+    weights = sketch.experiment.drawn.weights.values()
+    projections = [w for w in weights if w.stacked and {"key", "value"} & set(w.path)]
+    return sum(w.shape[0] * w.shape[-1] for w in projections if w.kind == "kernel")
 
 
 def _itemsize(sketch: Sketch) -> int:

@@ -16,7 +16,6 @@ from jaxft.config import Config, Data, Model, Schedule
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split, read_splits
 from jaxft.data.plan import Plan
-from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree, unflatten
@@ -80,8 +79,7 @@ class Sketch:
 
     @property
     def evaluation_rows(self) -> int:
-        train = self.config.train
-        return self._rows(train.eval_batch_size or train.batch_size, 1)
+        return self._rows(self.experiment.eval_batch_size, 1)
 
     def _rows(self, batch_size: int, micro_batches: int) -> int:
         unit = self.experiment.row_shards * micro_batches
@@ -130,8 +128,8 @@ class _Shaped:
 
 
 def sketch(config: Config, devices: Sequence[Any], say: Say, examples: int | None = None) -> Sketch:
-    """The run of `config` on these devices; nothing is downloaded. `examples` takes the place of
-    what the data hold.
+    """The run of `config` on these devices; nothing but a config.json is downloaded. `examples`
+    takes the place of what the data hold.
 
     Raises:
         UserError: whatever `train` would refuse, or a model whose shape is not known here.
@@ -173,19 +171,18 @@ def _quiet(text: str) -> None:
 def _model(model: Model) -> tuple[Model, bool]:
     """The same architecture from scratch, and whether its tokenizer is at hand."""
     name = model.config if isinstance(model.config, str) else model.pretrained
-    folder = hub.at_hand(name) if name is not None else None
     if name is None:
         fields, tokenizer = model.config, model.tokenizer
-    elif folder is not None:
+    elif hub.at_hand(name) is None and (known := fields_of(name)) is not None:
+        fields, tokenizer = known, model.tokenizer or name
+    else:
+        try:
+            folder = hub.config_folder(name)
+        except UserError as error:
+            known = ", ".join(SHAPES)
+            raise UserError(f"{error} Shapes that are known without one: {known}.") from error
         fields = pretrained.Checkpoint(folder).config
         tokenizer = model.tokenizer or str(folder)
-    else:
-        fields, tokenizer = fields_of(name), model.tokenizer or name
-    if fields is None:
-        raise UserError(
-            f"{name} is not on this machine, and a plan downloads nothing. Give a folder with its "
-            f"config.json, or a model whose shape is known: {', '.join(SHAPES)}."
-        )
     here = hub.at_hand(tokenizer) if tokenizer is not None else None
     has = here is not None and any((here / file).exists() for file in _TOKENIZER_FILES)
     scratch = replace(

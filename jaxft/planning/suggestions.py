@@ -25,6 +25,7 @@ FILLED = 0.95
 CHANGES: dict[str, dict[Any, float]] = {
     "mesh.zero_stage": {3: 0.5},
     "model.activation_checkpointing": {"dots": 0.9, "full": 1.0},
+    "train.eval_batch_size": {None: 0.5},
     "train.gradient_accumulation_steps": {2: 1.0, 4: 1.1, 8: 1.2, 16: 1.3, 32: 1.4, 64: 1.5},
     "optim.moments_dtype": {"bfloat16": 2.0},
     "optim.offload": {True: 3.0},
@@ -43,9 +44,15 @@ class Suggestion:
 
     changes: dict[str, Any]
     footprint: Footprint
+    evaluation_bytes: int
     sketch: Sketch
     step_s: float | None
     """At best, where the chip is known."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of update or evaluation, on one device."""
+        return max(self.footprint.peak, self.evaluation_bytes)
 
     @property
     def flags(self) -> list[str]:
@@ -55,6 +62,7 @@ class Suggestion:
 def suggest(sketch: Sketch, place: Place, estimate: Estimator) -> Iterator[Suggestion]:
     """Changes that fit by the estimate, the nearest first; none is another one and more."""
     assert place.hbm_bytes is not None
+    room = FILLED * place.hbm_bytes
     found: list[Suggestion] = []
     for _, changes in sorted(_neighbours(sketch, place), key=lambda pair: pair[0]):
         if any(one.changes.items() <= changes.items() for one in found):
@@ -63,10 +71,10 @@ def suggest(sketch: Sketch, place: Place, estimate: Estimator) -> Iterator[Sugge
         if neighbour is None:
             continue
         footprint = estimate(neighbour)
-        if footprint.peak > FILLED * place.hbm_bytes:
+        if footprint.peak > room or (evaluation := estimate.evaluation(neighbour)) > room:
             continue
         step_s = _step_s(neighbour, footprint, place.chip)
-        found.append(Suggestion(changes, footprint, redrawn(neighbour), step_s))
+        found.append(Suggestion(changes, footprint, evaluation, redrawn(neighbour), step_s))
         yield found[-1]
 
 
@@ -139,8 +147,6 @@ def _meshes(sketch: Sketch) -> list[tuple[float, dict[str, Any]]]:
             continue
         if sketch.experiment.drawn.dims.heads % wanted["tensor"]:
             continue
-        if wanted["context"] > 1 and sketch.rows % (free // wanted["tensor"]) == 0:
-            continue  # there are rows enough to split
         cost = sum(c for axis, c in MESH_COSTS.items() if wanted[axis] != shape[axis])
         given = vars(sketch.config.mesh)
         changes = {f"mesh.{axis}": n for axis, n in wanted.items() if given[axis] != n}

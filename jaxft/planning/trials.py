@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxft.planning.compiling import Program, compile_update
+from jaxft.planning.compiling import Program, compile_evaluation, compile_update
 from jaxft.planning.estimate import Estimator
 from jaxft.planning.places import Place
 from jaxft.planning.sketch import Sketch
@@ -21,33 +21,48 @@ class Tried:
     """A suggestion and what the compiler says of it."""
 
     suggestion: Suggestion
-    program: Program | None
+    programs: tuple[Program, ...]
+    """Of update and evaluation; none where there is no compiler."""
+
+    @property
+    def peak_bytes(self) -> int:
+        if not self.programs:
+            return self.suggestion.peak_bytes
+        return max(program.peak_bytes for program in self.programs)
 
     def to_json(self) -> dict[str, Any]:
-        one, program = self.suggestion, self.program
+        one, programs = self.suggestion, self.programs
         return {
             "flags": one.flags,
             "changes": one.changes,
-            "estimated_peak_bytes_per_device": one.footprint.peak,
-            "peak_bytes_per_device": program.peak_bytes if program else one.footprint.peak,
-            "compiled": program is not None,
-            "compile_s": program.compile_s if program else None,
+            "estimated_peak_bytes_per_device": one.peak_bytes,
+            "peak_bytes_per_device": self.peak_bytes,
+            "compiled": bool(programs),
+            "compile_s": sum(program.compile_s for program in programs) if programs else None,
             "step_s_at_best": one.step_s,
         }
 
 
 def try_out(sketch: Sketch, place: Place, estimate: Estimator, say: Say) -> tuple[Tried, ...]:
     """The nearest changes that fit; by the compiler too, where there is one."""
-    assert place.hbm_bytes is not None
+    room = place.hbm_bytes
+    assert room is not None
     found: list[Tried] = []
     for count, one in enumerate(suggest(sketch, place, estimate), 1):
-        program = None
-        if place.compiles:
-            say(f"Compiling with {' '.join(one.flags)}")
-            program = compile_update(one.sketch)
-            say(f"  {program.compile_s:.0f} s{': does not fit either' if program.refused else ''}")
-        if program is None or (not program.refused and program.peak_bytes <= place.hbm_bytes):
-            found.append(Tried(one, program))
+        programs = _compiled(one, room, say) if place.compiles else ()
+        if all(program.fits(room) for program in programs):
+            found.append(Tried(one, programs))
         if len(found) == WANTED or count == TRIED:
             break
     return tuple(found)
+
+
+def _compiled(one: Suggestion, room: int, say: Say) -> tuple[Program, ...]:
+    """Update and evaluation; the update alone where that does not fit."""
+    say(f"Compiling with {' '.join(one.flags)}")
+    programs: tuple[Program, ...] = (compile_update(one.sketch),)
+    if programs[0].fits(room):
+        programs += (compile_evaluation(one.sketch),)
+    took_s = sum(program.compile_s for program in programs)
+    say(f"  {took_s:.0f} s{'' if programs[-1].fits(room) else ': does not fit either'}")
+    return programs

@@ -8,9 +8,11 @@ from plans import TINY_LLAMA, sketched
 
 from jaxft import config as configs
 from jaxft import flags, schema, tasks
+from jaxft.config import Config
 from jaxft.planning import places, suggestions
 from jaxft.planning.estimate import Estimator
-from jaxft.planning.suggestions import FILLED, changed, suggest
+from jaxft.planning.sketch import Sketch
+from jaxft.planning.suggestions import FILLED, Suggestion, changed, suggest
 
 WIDE = TINY_LLAMA | {"hidden_size": 512, "intermediate_size": 1536, "vocab_size": 2048}
 
@@ -24,11 +26,19 @@ def large():
 
 
 def found(large, share: float, count: int = 3):
-    """The nearest changes for devices of this share of what the run needs."""
+    """The nearest changes for devices of this share of what an update needs."""
     made, estimate = large
     room = int(estimate(made).peak * share)
     place = replace(places.find("v5e:4x4", compiling=False), hbm_bytes=room)
     return list(islice(suggest(made, place, estimate), count)), room
+
+
+def pasted(made: Sketch, one: Suggestion) -> Config:
+    """The config with a suggestion's flags behind it."""
+    overrides, rest = flags._overrides(one.flags)
+    assert rest == []
+    raw = configs.to_dict(made.config)
+    return configs._resolve(raw, overrides, tasks.options, "here", needs_data=False)
 
 
 def test_suggestions_fit_and_none_contains_another(large):
@@ -57,14 +67,36 @@ def test_what_changes_the_result_comes_last(large):
 def test_pasted_flags_give_the_config_that_was_estimated(large):
     made, estimate = large
     (one, *_), _ = found(large, 0.2)
-    overrides, rest = flags._overrides(one.flags)
-    assert rest == []
-    pasted = configs._resolve(
-        configs.to_dict(made.config), overrides, tasks.options, "here", needs_data=False
-    )
-    assert pasted == one.sketch.config
+    assert pasted(made, one) == one.sketch.config
     again = changed(made, places.find("v5e:4x4", compiling=False), one.changes)
     assert estimate(again) == one.footprint
+
+
+def test_an_evaluation_that_does_not_fit_takes_a_micro_batch_at_once():
+    keys = {"mesh__data": -1, "mesh__fsdp": 1, "train__batch_size": 64}
+    made = sketched("v5e:4x4", model__config=WIDE, train__eval_batch_size=8192, **keys)
+    estimate = Estimator(made)
+    ones, room = found((made, estimate), 1.2)
+    assert estimate(made).peak < FILLED * room < estimate.evaluation(made)
+    (one,) = ones
+    assert one.changes == {"train.eval_batch_size": None}
+    assert one.evaluation_bytes == estimate.evaluation(one.sketch) <= FILLED * room
+    assert one.peak_bytes == estimate(made).peak, "of the update, which is as before"
+    assert pasted(made, one) == one.sketch.config
+    ones, room = found((made, estimate), 0.8)
+    assert len(ones) == 3
+    assert all("train.eval_batch_size" in one.changes for one in ones)
+    assert all(one.footprint.peak < estimate(made).peak for one in ones)
+
+
+def test_tokens_are_split_where_a_device_has_one_row_and_nothing_else_to_split():
+    one_head = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    long = TINY_LLAMA | one_head | {"max_position_embeddings": 2048}
+    made = sketched("v5e:4x4", model__config=long, data__max_length=2048)
+    assert made.rows == made.experiment.row_shards == 16
+    ones, _ = found((made, Estimator(made)), 0.7)
+    assert all(one.changes["mesh.context"] > 1 for one in ones)
+    assert pasted(made, ones[0]) == ones[0].sketch.config
 
 
 def test_a_mesh_that_cannot_split_the_heads_or_the_batch_is_not_offered(large):
