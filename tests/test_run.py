@@ -329,6 +329,7 @@ def test_a_missing_validation_split_is_cut_from_training_the_same_way_each_time(
     assert digests[0] == digests[1]
     _, splits, _ = runs.assembled(cut | {"seed": 1})
     assert splits["validation"].rows.digest == digests[0]["validation"], "for every seed"
+    capsys.readouterr()
     evaluate.main([f"--workdir={tmp_path / 'first'}"])
     scores = json.loads(capsys.readouterr().out)
     assert scores["rows"] == 7

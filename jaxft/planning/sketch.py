@@ -16,6 +16,7 @@ from jaxft.config import Config, Data, Model, Schedule
 from jaxft.data.batches import BatchSource
 from jaxft.data.features import Split, read_splits
 from jaxft.data.plan import Plan
+from jaxft.errors import UserError
 from jaxft.experiment import Experiment, Say, assemble
 from jaxft.nn.tokens import Batch
 from jaxft.nn.weights import Tree, unflatten
