@@ -106,8 +106,40 @@ def test_the_text_begins_with_the_answer(call):
     assert "126" in out  # updates: two passes over 1000 rows, 16 at a time
     assert "per chip and hour" in out
     assert any(level in out for level in "▁▂▃▄▅▆▇█")
-    assert "adapter" in out
+    assert "No: take an adapter (LoRA on every linear layer) here." in out
+    assert "task.exact_match" not in out
     assert max(map(len, lines)) <= 100
+
+
+def test_the_advice_follows_the_flags(call):
+    def planned(*words: str) -> dict[str, Any]:
+        domain = (LLAMA, "--topology=h100:8", "--json", "--objective=domain")
+        return json.loads(call(*domain, *words)[1])
+
+    def reasons(report: dict[str, Any]) -> str:
+        return " ".join(reason["text"] for reason in report["advice"]["reasons"])
+
+    alone = planned("--rows=1000", "--price=2")
+    assert alone["advice"]["choice"] == "full"
+    assert "budget" not in reasons(alone)
+    tight = planned("--rows=1000", "--price=2", f"--budget={0.8 * alone['bill']}")
+    assert f"the bill of {alone['bill']:,.2f} is over the budget" in reasons(tight)
+    many = planned("--variants=20")
+    assert many["advice"]["choice"] == "adapter"
+    assert "20 variants of one base" in reasons(many)
+
+
+def test_rows_that_are_cut_are_counted(call, tiny_bert_folder):
+    keys = runs.finished(tiny_bert_folder).keys | {"data.max_length": 12}
+    cut = sum(len(text.split()) + 2 > 12 for text, _ in runs.rows(37, seed=0))
+    assert 0 < cut < 37
+    _, out, _ = call(*runs.argv(keys), "--no_compile")
+    assert f"{cut} ({cut / 37:.1%}) cut to data.max_length=12" in " ".join(out.split())
+
+
+def test_what_a_plan_leaves_out_is_said(call):
+    words = (LLAMA, "--topology=v5e:2x4", "--no_compile", "--config.task.exact_match=text")
+    assert "left out     the answers that task.exact_match has the model write" in call(*words)[1]
 
 
 def test_what_does_not_fit_is_exit_code_1_with_flags_that_help(call):

@@ -157,6 +157,8 @@ def _memory(report: Report) -> Iterator[tuple[str, str]]:
             if program.host_bytes:
                 said += f"; {_gb(program.host_bytes)} GB in the host's memory"
             yield name, f"{_gb(program.peak_bytes):>7} GB  {said}"
+    if getattr(report.config.task, "exact_match", "none") != "none":
+        yield "left out", "the answers that task.exact_match has the model write"
 
 
 def _update(report: Report) -> Iterator[tuple[str, str]]:
