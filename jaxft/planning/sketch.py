@@ -180,8 +180,8 @@ def _model(model: Model) -> tuple[Model, bool]:
         try:
             folder = hub.config_folder(name)
         except UserError as error:
-            known = ", ".join(SHAPES)
-            raise UserError(f"{error} Shapes that are known without one: {known}.") from error
+            names = ", ".join(SHAPES)
+            raise UserError(f"{error} Shapes that are known without one: {names}.") from error
         fields = pretrained.Checkpoint(folder).config
         tokenizer = model.tokenizer or str(folder)
     here = hub.at_hand(tokenizer) if tokenizer is not None else None
