@@ -126,7 +126,10 @@ def lines() -> Iterator[str]:
     yield ""
     yield "## What is sent"
     yield ""
-    yield "Kind, how often, GB a chip sends in an update:"
+    yield (
+        "Kind, how often, GB a chip sends in an update. Outside of the loops stand word vectors "
+        "and head with their gradients (of Llama-3-8B 1.05 B weights)."
+    )
     yield ""
     yield from sends
     yield ""
