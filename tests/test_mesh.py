@@ -71,7 +71,8 @@ def train(tmp_path_factory, tiny_bert_folder):
             raw["data"]["max_length"] = 96
             raw["optim"]["warmup_steps"], raw["train"]["max_steps"] = 1, UPDATES
             return assemble(configs.from_dict(raw, tasks.options), lambda text: None)
-        fields = {"model_type": family, "initializer_range": 0.1}
+        # The tokenizer's padding: by another one RoBERTa counts its positions.
+        fields = {"model_type": family, "initializer_range": 0.1, "pad_token_id": 0}
         keys = {"model.config": CASES[family] | fields}
         keys |= {"model.pretrained": None, "model.tokenizer": tiny_bert_folder}
         keys = {"model.pretrained": tiny_bert_folder} if family == "bert" else keys

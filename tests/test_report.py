@@ -344,6 +344,8 @@ def test_progress_leaves_a_terminal_clean_on_ctrl_c():
     code = """
         import os, signal, sys, time
         from jaxft.progress import Progress
+        # A shell that starts the suite in the background has it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with Progress(50, 0, enabled=True) as progress:
             for step in range(1, 20):
                 progress.update(step, loss=0.5, examples_per_s=70.0, tokens_per_s=2100.0)
