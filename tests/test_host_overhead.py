@@ -1,7 +1,7 @@
 """The loop hands out update k + 1 before it reads what update k gave."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -93,6 +93,15 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
+@pytest.fixture
+def notes(run, clock) -> Iterator[Recorder]:
+    """That of a run which writes no line between."""
+    with ExitStack() as stack:
+        made = run.recorder(0, stack)
+        made.every = STEPS + 1
+        yield made
+
+
 def push(notes: Recorder, step: int, clock: Clock) -> None:
     """An update of 8 examples and 64 tokens."""
     clock.advance(0.002)  # the host fetches a batch and hands the update out
@@ -101,30 +110,24 @@ def push(notes: Recorder, step: int, clock: Clock) -> None:
     notes.push(step, metrics, Work(8, 64, 1e6))
 
 
-def test_pitfall_31_host_time_is_what_the_loop_adds_and_not_its_waiting(run, clock):
-    with ExitStack() as stack:
-        notes = run.recorder(0, stack)
-        notes.every = STEPS + 1
-        for step in range(1, STEPS + 1):
-            push(notes, step, clock)
-        notes.drain()
+def test_pitfall_31_host_time_is_what_the_loop_adds_and_not_its_waiting(run, clock, notes):
+    for step in range(1, STEPS + 1):
+        push(notes, step, clock)
+    notes.drain()
     assert run.history.host_ms_per_step == pytest.approx(2)
     assert run.history.train_s == pytest.approx(clock.now_s)
 
 
-def test_steady_rates_are_those_of_updates_without_a_break_beside_them(run, clock):
-    with ExitStack() as stack:
-        notes = run.recorder(0, stack)
-        notes.every = STEPS + 1
-        for step in range(1, STEPS + 1):
-            push(notes, step, clock)
-            if step == 3:
-                notes.drain()
-                clock.advance(3)  # a save
-                notes.restart_clock(counting=True)
-                clock.advance(4)  # an evaluation
-                notes.restart_clock()
-        notes.drain()
+def test_steady_rates_are_those_of_updates_without_a_break_beside_them(run, clock, notes):
+    for step in range(1, STEPS + 1):
+        push(notes, step, clock)
+        if step == 3:
+            notes.drain()
+            clock.advance(3)  # a save
+            notes.restart_clock(counting=True)
+            clock.advance(4)  # an evaluation
+            notes.restart_clock()
+    notes.drain()
     run.history.compile_s = 5.0
     result = summary.result(run.experiment, run.history, STEPS, STEPS, {})
     assert result["train_s"] == pytest.approx(STEPS * 0.502 + 3)
