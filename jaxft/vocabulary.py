@@ -48,7 +48,8 @@ class NewRows:
         """The mean of the known rows, read a few at a time."""
         edges = range(0, self.known, _ROWS_AT_ONCE)
         spans = (slice(i, min(i + _ROWS_AT_ONCE, self.known)) for i in edges)
-        return sum(stored(span).sum(axis=0, dtype=np.float64) for span in spans) / self.known
+        sums = [stored(span).sum(axis=0, dtype=np.float64) for span in spans]
+        return np.sum(sums, axis=0) / self.known
 
 
 def add_tokens(tokenizer: Any, tokens: Mapping[str, str | None], rows: int) -> NewRows:

@@ -1,6 +1,7 @@
 """What goes wrong in one process of a job ends all of them, soon and with the reason."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -86,41 +87,47 @@ workdir.files.locate = lambda path: locate(str(path).replace("here", "there"))
     assert not list((tmp_path / "here").glob(".shared*"))
 
 
-def test_a_process_killed_while_it_trains_ends_the_others(keys, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_killed_while_it_trains_ends_the_others(victim, keys, tmp_path):
     die = """
 import os, signal
 from jaxft.interrupts import Interrupts
 Interrupts.stop = lambda self, step: step == 3 and os.kill(os.getpid(), signal.SIGKILL)
 """
-    first, second = job(runs.argv(keys, tmp_path / "run"), ("", die))
-    assert second.code == -9
-    assert first.code not in (0, 2), first.err
-    assert "another process died" in first.err or "another task died" in first.err
-    assert first.ended_s - second.ended_s < SOON_S
+    said = job(runs.argv(keys, tmp_path / "run"), ("", die) if victim else (die, ""))
+    killed, left = said[victim], said[1 - victim]
+    assert killed.code == -9
+    assert left.code not in (0, 2), left.err
+    assert "another process died" in left.err or "another task died" in left.err
+    assert left.ended_s - killed.ended_s < SOON_S
 
 
-def test_a_process_that_falls_silent_ends_the_others_by_its_missing_heartbeat(keys, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_falls_silent_ends_the_others_by_its_missing_heartbeat(
+    victim, keys, tmp_path
+):
     stop = """
 import os, signal
 train.wait_for_all = lambda name: os.kill(os.getpid(), signal.SIGSTOP)
 """
     address = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
     words = [*runs.argv(keys, tmp_path / "run"), *address]
-    first, second = (
-        runs.start([*words, f"--process_id={i}"], HEARTBEAT + code, **SMALL)
-        for i, code in enumerate(("", stop))
-    )
+    started = [
+        runs.start([*words, f"--process_id={i}"], HEARTBEAT + stop * (i == victim), **SMALL)
+        for i in (0, 1)
+    ]
+    silent, left = started[victim], started[1 - victim]
     try:
-        waited = os.waitid(os.P_PID, second.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        assert waited.si_status == 19, "stopped, not ended"
+        waited = os.waitid(os.P_PID, silent.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert waited.si_status == signal.SIGSTOP, "stopped, not ended"
         began_s = time.monotonic()
-        said = finish(first)
+        said = finish(left)
         assert said.code != 0
         assert "another task died" in said.err
         assert said.ended_s - began_s < PROMISED_S
     finally:
-        second.kill()
-        second.communicate()
+        silent.kill()
+        silent.communicate()
 
 
 @pytest.mark.parametrize("index", [0, 1])
