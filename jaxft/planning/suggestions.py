@@ -1,6 +1,7 @@
 """The nearest changes to a config that make it fit."""
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -34,6 +35,13 @@ CHANGES: dict[str, dict[Any, float]] = {
 """Key -> what it may become and how far away that is: what keeps the result comes before what
 changes it. A batch size is a share of the given one; accumulation a multiple.
 """
+FARTHER: dict[str, Callable[[Any, Any], bool]] = {
+    "model.activation_checkpointing": lambda value, than: (value, than) == ("full", "dots"),
+    "train.gradient_accumulation_steps": operator.gt,
+    "train.batch_size": operator.lt,
+    **dict.fromkeys((f"mesh.{axis}" for axis in AXES), operator.ne),
+}
+"""Key -> whether a value goes the way of another one, and farther; the first split is enough."""
 MESH_COSTS = {"fsdp": 1.0, "tensor": 1.5, "context": 2.0}
 """Of a mesh whose split over these is another."""
 
@@ -59,13 +67,18 @@ class Suggestion:
         return [f"{PREFIX}{key}={value}" for key, value in self.changes.items()]
 
 
-def suggest(sketch: Sketch, place: Place, estimate: Estimator) -> Iterator[Suggestion]:
-    """Changes that fit by the estimate, the nearest first; none is another one and more."""
+def suggest(
+    sketch: Sketch, place: Place, estimate: Estimator, fitting: Sequence[Suggestion] = ()
+) -> Iterator[Suggestion]:
+    """Changes that fit by the estimate, the nearest first.
+
+    What goes further than one of `fitting` is left out: the same keys as far or farther, and
+    perhaps more keys. The caller may add to `fitting` what turned out to fit.
+    """
     assert place.hbm_bytes is not None
     room = FILLED * place.hbm_bytes
-    found: list[Suggestion] = []
     for _, changes in sorted(_neighbours(sketch, place), key=lambda pair: pair[0]):
-        if any(one.changes.items() <= changes.items() for one in found):
+        if any(_goes_further(changes, one.changes) for one in fitting):
             continue
         neighbour = changed(sketch, place, changes)
         if neighbour is None:
@@ -74,8 +87,16 @@ def suggest(sketch: Sketch, place: Place, estimate: Estimator) -> Iterator[Sugge
         if footprint.peak > room or (evaluation := estimate.evaluation(neighbour)) > room:
             continue
         step_s = _step_s(neighbour, footprint, place.chip)
-        found.append(Suggestion(changes, footprint, evaluation, redrawn(neighbour), step_s))
-        yield found[-1]
+        yield Suggestion(changes, footprint, evaluation, redrawn(neighbour), step_s)
+
+
+def _goes_further(changes: dict[str, Any], than: dict[str, Any]) -> bool:
+    """Whether every key of the other changes is here, with its value or a farther one."""
+    return all(
+        key in changes
+        and (changes[key] == value or (key in FARTHER and FARTHER[key](changes[key], value)))
+        for key, value in than.items()
+    )
 
 
 def changed(sketch: Sketch, place: Place, changes: dict[str, Any]) -> Sketch | None:

@@ -44,14 +44,16 @@ class Tried:
 
 
 def try_out(sketch: Sketch, place: Place, estimate: Estimator, say: Say) -> tuple[Tried, ...]:
-    """The nearest changes that fit; by the compiler too, where there is one."""
+    """The nearest changes that fit, each another way; by the compiler too, where there is one."""
     room = place.hbm_bytes
     assert room is not None
     found: list[Tried] = []
-    for count, one in enumerate(suggest(sketch, place, estimate), 1):
+    fitting: list[Suggestion] = []
+    for count, one in enumerate(suggest(sketch, place, estimate, fitting), 1):
         programs = _compiled(one, room, say) if place.compiles else ()
         if all(program.fits(room) for program in programs):
             found.append(Tried(one, programs))
+            fitting.append(one)
         if len(found) == WANTED or count == TRIED:
             break
     return tuple(found)

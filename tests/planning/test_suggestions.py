@@ -1,7 +1,7 @@
 """Changes that make a run fit: the nearest first, and each as flags that do what they say."""
 
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 from plans import TINY_LLAMA, sketched
@@ -15,6 +15,7 @@ from jaxft.planning.sketch import Sketch
 from jaxft.planning.suggestions import FILLED, Suggestion, changed, suggest
 
 WIDE = TINY_LLAMA | {"hidden_size": 512, "intermediate_size": 1536, "vocab_size": 2048}
+CHECKPOINTING = "model.activation_checkpointing"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,12 @@ def found(large, share: float, count: int = 3):
     made, estimate = large
     room = int(estimate(made).peak * share)
     place = replace(places.find("v5e:4x4", compiling=False), hbm_bytes=room)
-    return list(islice(suggest(made, place, estimate), count)), room
+    fitting: list[Suggestion] = []
+    for one in suggest(made, place, estimate, fitting):
+        fitting.append(one)
+        if len(fitting) == count:
+            break
+    return fitting, room
 
 
 def pasted(made: Sketch, one: Suggestion) -> Config:
@@ -41,12 +47,42 @@ def pasted(made: Sketch, one: Suggestion) -> Config:
     return configs._resolve(raw, overrides, tasks.options, "here", needs_data=False)
 
 
-def test_suggestions_fit_and_none_contains_another(large):
+def test_suggestions_fit_and_each_goes_another_way(large):
     ones, room = found(large, 0.6)
     assert len(ones) == 3
     for one in ones:
         assert one.footprint.peak <= FILLED * room
-        assert not any(o is not one and o.changes.items() <= one.changes.items() for o in ones)
+        others = [other.changes for other in ones if other is not one]
+        assert not any(other.items() <= one.changes.items() for other in others)
+        assert all(other.keys() != one.changes.keys() for other in others)
+
+
+@pytest.mark.parametrize(
+    ("changes", "than", "further"),
+    [
+        ({"train.gradient_accumulation_steps": 8}, {"train.gradient_accumulation_steps": 4}, True),
+        ({"train.gradient_accumulation_steps": 4}, {"train.gradient_accumulation_steps": 8}, False),
+        ({"train.batch_size": 16}, {"train.batch_size": 32}, True),
+        ({"train.batch_size": 32}, {"train.batch_size": 16}, False),
+        ({CHECKPOINTING: "full"}, {CHECKPOINTING: "dots"}, True),
+        ({CHECKPOINTING: "dots"}, {CHECKPOINTING: "full"}, False),
+        ({CHECKPOINTING: "full", "mesh.fsdp": 4}, {CHECKPOINTING: "dots"}, True),
+        ({CHECKPOINTING: "full"}, {CHECKPOINTING: "dots", "mesh.fsdp": 4}, False),
+        ({"mesh.fsdp": 4}, {"mesh.fsdp": 8}, True),
+        ({"mesh.tensor": 4}, {"mesh.fsdp": 4}, False),
+        ({"optim.offload": True}, {"optim.offload": True}, True),
+    ],
+)
+def test_what_goes_further_than_what_fits_is_left_out(changes, than, further):
+    assert suggestions._goes_further(changes, than) == further
+
+
+def test_what_goes_further_than_what_the_compiler_refused_is_not_left_out(large):
+    made, estimate = large
+    place = places.find("v5e:4x4", compiling=False)
+    place = replace(place, hbm_bytes=int(estimate(made).peak * 0.6))
+    ones = [one.changes for one in islice(suggest(made, place, estimate), 40)]
+    assert any(suggestions._goes_further(b, a) for a, b in pairwise(ones))
 
 
 def test_less_room_asks_for_more_changes(large):
