@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ class Comparison:
     """jaxft's side, the peer's."""
     measures: Mapping[str, tuple[str, str]]
     """By name, its words and its format."""
+
+    def only(self, ending: str) -> "Comparison":
+        """Those sides whose names end so, and what pairs are left of them."""
+        sides = {name: side for name, side in self.sides.items() if name.endswith(ending)}
+        pairs = [pair for pair in self.pairs if sides.keys() >= set(pair)]
+        return replace(self, sides=sides, pairs=pairs)
 
 
 def run(compared: Comparison, side: str, seed: int, threads: int, max_steps: int | None) -> Run:

@@ -118,14 +118,14 @@ def classify(given: argparse.Namespace) -> Comparison:
     )
     given.folder = located(given.model)
     kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
-    kinds |= narrowed(kinds, OURS, *[GROUPED] * given.hf_bf16)
+    kinds |= narrowed(kinds, OURS, *[RANDOM, GROUPED] * given.hf_bf16)
+    pairs = [(ours, theirs) for ours in (OURS, OURS + BF16) for theirs in (RANDOM, GROUPED)]
+    if given.hf_bf16:
+        pairs += [(OURS + BF16, theirs + BF16) for theirs in (RANDOM, GROUPED)]
     return Comparison(
         f"{given.data}, {given.model}: {described(given)}",
         {side: partial(command, given, kind) for side, kind in kinds.items()},
-        [
-            *((ours, theirs) for ours in (OURS, OURS + BF16) for theirs in (RANDOM, GROUPED)),
-            *[(OURS + BF16, GROUPED + BF16)] * given.hf_bf16,
-        ],
+        pairs,
         EXAMPLES | MEASURES | {"accuracy_percent": ("dev accuracy, %", "{:.2f}")},
     )
 
@@ -140,11 +140,12 @@ def causal_lm(given: argparse.Namespace, folder: str) -> Comparison:
     given.train, given.validation = f"{folder}/train.jsonl", f"{folder}/validation.jsonl"
     kinds = {RANDOM: "random", GROUPED: "group_by_length", OURS: "jaxft batch"}
     kinds |= {APART: "jaxft none", HF_PACKED: "packed", PACKED: "jaxft rows"}
-    kinds |= narrowed(kinds, OURS, PACKED, *[GROUPED, HF_PACKED] * given.hf_bf16)
     pairs = [(OURS, RANDOM), (OURS, GROUPED), (APART, RANDOM), (PACKED, HF_PACKED)]
-    pairs += [(OURS + BF16, RANDOM), (PACKED + BF16, HF_PACKED)]
+    kinds |= narrowed(kinds, OURS, APART, PACKED)
+    kinds |= narrowed(kinds, *[RANDOM, GROUPED, HF_PACKED] * given.hf_bf16)
+    pairs += [(ours + BF16, theirs) for ours, theirs in pairs]
     if given.hf_bf16:
-        pairs += [(OURS + BF16, GROUPED + BF16), (PACKED + BF16, HF_PACKED + BF16)]
+        pairs += [(ours, theirs + BF16) for ours, theirs in pairs if ours.endswith(BF16)]
     if find_spec("trl"):
         kinds |= {TRL: "trl", TRL_PACKED: "trl packed"}
         pairs += [(OURS, TRL), (PACKED, TRL_PACKED)]
@@ -193,6 +194,7 @@ def arguments() -> argparse.Namespace:
     add("--schedule", default="linear", choices=["linear", "cosine"])
     add("--seeds", type=int, help="one repeat each; 3, or 2 for causal_lm")
     add("--hf-bf16", action="store_true", help="HF in bfloat16 as well, which is slow on CPU")
+    add("--only", default="", help="sides whose name ends so, such as bf16")
     add("--max-steps", type=int, help="updates instead of epochs, for a quick try")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--output", help="F.md for the table; the runs go to F.json")
@@ -212,7 +214,8 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])  # children inherit it
     with tempfile.TemporaryDirectory() as folder:
         compared = classify(given) if given.task == "classify" else causal_lm(given, folder)
-        for side in compared.sides if given.task == "classify" else (OURS, RANDOM):
+        compared = compared.only(given.only)
+        for side in compared.sides if given.task == "classify" else compared.pairs[0]:
             run(compared, side, 0, given.threads, max_steps=1)
         runs: list[Run] = []
         for seed in range(given.seeds):
