@@ -76,7 +76,7 @@ def main() -> None:
         bare_ms(runs[0], steps, experiment.initial_state(runs[0].optimizer, matched))
         for run in runs:
             run.workdir.prepare()
-            run.scorer = runs[0].scorer  # compiled once
+            run.scorer, run.depths = runs[0].scorer, runs[0].depths  # compiled once
             bare = bare_ms(run, steps, experiment.initial_state(run.optimizer, matched))
             loop, host = loop_ms(run, steps, experiment.initial_state(run.optimizer, matched))
             rows.append((bare, loop, loop / bare, host, host / loop))

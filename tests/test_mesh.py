@@ -1,5 +1,6 @@
 """One run in every split of eight devices, and what each device then holds."""
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from math import prod
@@ -26,8 +27,12 @@ from jaxft.train import Run
 from jaxft.workdir import Workdir
 
 UPDATES = 3
-SOON = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+SOON: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Compiles in a third of the time: there are some fifty programs."""
+with suppress(jax.errors.JaxRuntimeError):  # newer XLA has no such option
+    quick = SOON | {"xla_cpu_use_fusion_emitters": False}
+    jax.jit(lambda: 0).lower().compile(compiler_options=quick)
+    SOON = quick
 Split = tuple[int, int, int, int]
 """Sizes of `AXES`: data, fsdp, context, tensor."""
 ONE: Split = (1, 1, 1, 1)

@@ -117,15 +117,24 @@ def assert_same(one: Any, other: Any, **tolerance: float) -> None:
     ],
     ids=str,
 )
-def test_weights_and_moments_in_host_memory_are_trained_as_on_the_device(train, case, how):
+def test_weights_and_moments_in_host_memory_are_trained_as_on_the_device(
+    train, assembled, case, how
+):
+    rate = assembled[0].config.optim.learning_rate
     device, host = train(case, False, **how), train(case, True, **how)
     for here, there in zip(device.metrics, host.metrics, strict=True):
         np.testing.assert_allclose(there["loss"], here["loss"], rtol=1e-6)
         np.testing.assert_allclose(there["grad_norm"], here["grad_norm"], rtol=1e-6)
         assert here["accepted"]
         assert there["accepted"]
-    for k in range(UPDATES + 1):
-        assert_same(host.states[k], device.states[k], **SAME)
+    for there, here in zip(host.states, device.states, strict=True):
+        if "bfloat16" in case:
+            # What is rounded a last bit apart may be rounded the other way: so far apart are then
+            # the moment, and the update that it makes.
+            assert_same(there.opt_state, here.opt_state, rtol=2**-7, atol=1e-7)
+            assert_same(there.params, here.params, rtol=1e-6, atol=2**-7 * rate)
+        else:
+            assert_same(there, here, **SAME)
     assert_same(host.refused, host.states[-1], rtol=0, atol=0)
 
 
