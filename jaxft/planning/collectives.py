@@ -57,7 +57,8 @@ def collectives(hlo: str) -> list[Collective]:
     """Those of the program that `compiled.as_text()` prints.
 
     Raises:
-        ValueError: a loop around a collective whose trip count cannot be read.
+        ValueError: a loop around a collective whose trip count cannot be read, or groups of
+            devices that cannot.
     """
     return list(_Program(hlo).walk())
 
@@ -285,16 +286,24 @@ def _bytes(shape: str) -> int:
 
 
 def _group_size(attributes: str, everyone: int) -> int:
-    """Devices of a group, however the groups are written."""
+    """Devices of a group, however the groups are written.
+
+    Raises:
+        ValueError: they are written in a way that is not known.
+    """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", attributes)
     if listed:
         return everyone if "source_target" in listed[0] else len(listed[1].split(","))
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
     if counted:
         return int(counted[1])
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    # Between a mesh and the axes that are used may stand how its devices are numbered.
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{}]*\{([^}]*)\}", attributes)
     if named:
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         used = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2])
         return prod(int(part) if part else sizes[axis] for axis, part in used)
+    given = re.search(r"replica_groups=(?!\{\})\S*", attributes)
+    if given:
+        raise ValueError(f"groups of a collective that cannot be read: {given[0]}")
     return everyone

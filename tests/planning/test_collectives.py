@@ -162,3 +162,27 @@ def test_hlo_as_the_tpu_compiler_writes_it():
     assert found["all-gather"].bytes == 16 * 8
     assert found["all-gather"].devices == 16
     assert (found["reduce-scatter"].devices, found["reduce-scatter"].bytes) == (4, 128)
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("{}", 16),
+        ("[4,4]<=[16]", 4),
+        ("[8,2]<=[2,2,4]T(0,2,1)", 2),
+        ("mesh['a'=4,'b'=4] {'b'}", 4),
+        ("mesh['a'=1,'b'=2,'c'=8] {'c':(2)4}", 4),
+        ("mesh['a'=1,'b'=2,'c'=8], device_ids=([8,2]T(1,0)) {'b'}", 2),
+        ("mesh['a'=2,'b'=8], device_ids=([8,2]T(1,0)) {'a','b'}", 16),
+    ],
+)
+def test_groups_of_devices_in_every_spelling(groups, devices):
+    hlo = TPU.replace("[4,4]<=[16]", f"{groups}, use_global_device_ids=true, metadata={{x='y'}}")
+    (found,) = (one for one in collectives(hlo) if one.kind == "reduce-scatter")
+    assert found.devices == devices
+
+
+def test_groups_in_an_unknown_spelling_are_not_taken_for_all_devices():
+    with pytest.raises(ValueError, match="cannot be read: replica_groups=<4x4>"):
+        collectives(TPU.replace("[4,4]<=[16]", "<4x4>"))
