@@ -170,7 +170,7 @@ def load_pretrained(
     Raises:
         UserError: the checkpoint is not there, not of a known family, or does not fit.
     """
-    checkpoint = pretrained.Checkpoint(hub.locate(str(name))[0])
+    checkpoint = pretrained.Checkpoint(hub.locate(str(name), None)[0])
     config = dict(checkpoint.config)
     labels = count_labels(config) if num_labels is None else num_labels
     if output is not None and labels != count_labels(config):
