@@ -174,7 +174,8 @@ def load_pretrained(
     config = dict(checkpoint.config)
     labels = count_labels(config) if num_labels is None else num_labels
     if output is not None and labels != count_labels(config):
-        config.pop("num_labels", None)
+        for told in ("num_labels", "problem_type"):  # of the labels that were
+            config.pop(told, None)
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     drawn = Blueprint.draw(config, output=output, num_labels=labels, compute=compute)
