@@ -158,6 +158,15 @@ class Checkpoints:
                 return
             time.sleep(0.1)
 
+    def meta(self, step: int) -> dict[str, Any]:
+        """What was saved beside the weights of `step`; nothing of a damaged one, which `restore`
+        is to tell.
+        """
+        try:
+            return dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
+        except Exception:  # whatever its reader raises
+            return {}
+
     def restore(
         self,
         params: Tree,

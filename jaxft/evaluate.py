@@ -35,6 +35,10 @@ def main(argv: list[str]) -> None:
             rows = read_splits(experiment.module, data, experiment.config.task, say)[split]
         else:
             rows = read_rows(experiment.module, source, data, say, split=split)
+        if not given.data:
+            # Cut anew from other training data, validation would hold rows that were trained on.
+            digests = {split: rows.digest}
+            trained.workdir.refuse_other_inputs(digests, "give the rows to score as --data")
         splits = tokenise_splits(experiment, {"data": rows}, say)
         wait_for_all("the scores")
         scores, _ = Scorer(experiment, splits).scores(trained.params, "data")

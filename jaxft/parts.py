@@ -105,12 +105,17 @@ class Parts:
         held_out = {name: split for name, split in self.splits.items() if name != "train"}
         return Scorer(self.experiment, held_out)
 
+    def recall(self) -> int:
+        """The newest step that is saved, with its history; its weights are not looked at."""
+        newest = max(self.checkpoints.steps, default=0)
+        if newest:
+            self.history = History.from_meta(self.checkpoints.meta(newest))
+        return newest
+
     def compile(self, start: int = 0) -> dict[int, Callable]:
         """The update for each width of the rows after `start`, and the evaluation, so that memory
         errors come now and not later.
         """
-        if start == self.schedule.total:
-            return {}
         began_s = time.perf_counter()
         jitted = self.experiment.train_step(self.optimizer)
 

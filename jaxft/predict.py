@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from jaxft import files, flags, schema, values
 from jaxft.data.echo import read_raw
 from jaxft.data.features import Rows
-from jaxft.data.sources import refuse_unread
+from jaxft.data.sources import DELIMITERS, PACKED, PARQUET, refuse_unread
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment
 from jaxft.generate import Sampling
@@ -37,6 +37,8 @@ SAMPLING = {
     "seed": "to draw with",
 }
 """Flags that replace the run's own keys of `task`."""
+OTHER_FORMATS = (*DELIMITERS, PARQUET, *PACKED)
+"""Extensions that would make every reader take what is written for something else."""
 DRAWING = {"top_k", "top_p", "seed"}
 """Those of them that nothing reads at temperature 0."""
 
@@ -170,6 +172,11 @@ def _output(name: str | None) -> Iterator[BinaryIO]:
     if name is None:
         yield sys.stdout.buffer
         return
+    if (extension := PurePath(name.lower()).suffix) in OTHER_FORMATS:
+        raise UserError(
+            f"--output={name}: what is written is JSONL, an object a line, which nobody looks for "
+            f"in a {extension} file; let the name end in .jsonl."
+        )
     try:
         with files.replacing(name) as file:
             yield file

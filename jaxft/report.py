@@ -28,8 +28,7 @@ class RunLog:
     nothing.
 
     On resume at step k all that was logged beyond k is cut away first. With `resume_step` None the
-    run starts anew and so do its logs. Raises: UserError when the workdir cannot be written or a
-    reporter's package is missing.
+    run starts anew and so do its logs. Raises: UserError when the workdir cannot be written.
     """
 
     def __init__(
@@ -253,19 +252,26 @@ def _records(url: str) -> Iterator[bytes]:
         yield reader.record()
 
 
+def check_reporters(report_to: Sequence[str]) -> None:
+    """Raises UserError when a reporter's package is missing."""
+    if "wandb" in report_to:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                'train.report_to has "wandb", but its package is not installed: '
+                "`pip install wandb`, or leave it out of train.report_to"
+            ) from error
+
+
 def _open_wandb(workdir: PathLike, config: Mapping[str, Any], resumed: bool) -> Any:
     """A run of Weights & Biases that a resumed run continues.
 
     It refuses steps that it has seen; as a resumed run repeats those exactly, nothing has to be cut
     away there.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            'train.report_to has "wandb", but its package is not installed: '
-            "`pip install wandb`, or leave it out of train.report_to"
-        ) from error
+    import wandb
+
     path = join(workdir, "wandb.json")
     known = read_file(path) if resumed else None
     identity = json.loads(known)["id"] if known else wandb.util.generate_id()

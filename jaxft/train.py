@@ -31,6 +31,7 @@ from jaxft.parts import Parts
 from jaxft.pretrained import Match
 from jaxft.processes import agree, start_processes, tell, together, wait_for_all
 from jaxft.recorder import NonFiniteLoss, Recorder
+from jaxft.report import check_reporters
 from jaxft.scoring import Outputs
 from jaxft.source import origin
 from jaxft.stderr import Say, aloud, silently
@@ -78,6 +79,8 @@ def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, An
         Stopped: by a signal; the same command goes on.
         UserError: what the user can mend; whatever was reached is saved before.
     """
+    if jax.process_index() == 0:
+        check_reporters(config.train.report_to)
     experiment, splits, matched = assemble(config, say)
     run = Run(experiment, splits, workdir, say)
     run.inspect()
@@ -86,7 +89,8 @@ def train(config: Config, workdir: Workdir, say: Say, plan: str) -> dict[str, An
         stack.callback(lambda: run.checkpoints.close())
         wait_for_all("the start")  # reading and tokenising lie behind everyone; collectives begin
         with together(), explained(lambda: memory_by_cause(run), plan):
-            steps = run.compile(newest := max(run.checkpoints.steps, default=0))
+            newest = run.recall()
+            steps = {} if run.is_over(newest) else run.compile(newest)
             state, step = run.begin(matched)
             if step < newest:  # that one could not be read
                 steps = run.compile(step)
@@ -148,7 +152,7 @@ class Run(Parts):
         optimizer = {"step": abstract.step, "moments": abstract.opt_state}
         restored = self.checkpoints.restore(abstract.params, optimizer)
         compile_s, self.history = self.history.compile_s, History.from_meta(restored.meta)
-        self.history.compile_s += compile_s
+        self.history.compile_s = compile_s  # with what has been compiled since
         self.say(f"Resuming after step {restored.step} of {self.schedule.total}")
         moments = restored.optimizer
         return TrainState(moments["step"], restored.params, {}, moments["moments"]), restored.step

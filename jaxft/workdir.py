@@ -181,17 +181,18 @@ class Workdir:
                 "another --workdir."
             )
 
-    def refuse_other_inputs(self, digests: Mapping[str, str]) -> None:
-        """Raises UserError when the run here would go on with files that have changed since it
-        began.
+    def refuse_other_inputs(
+        self, digests: Mapping[str, str], instead: str = "start anew in another --workdir"
+    ) -> None:
+        """Raises UserError when the run here would go on with, or be scored by, files that have
+        changed since it began; `instead` is another way out than their former content.
         """
         saved = self.read_json("inputs.json") or digests
         changed = [name for name in digests if saved.get(name) != digests[name]]
         if changed and self._holds_work:
             raise UserError(
                 f"{self} holds a run that read something else: {', '.join(changed)} changed since "
-                "it began, under the same path. Put the former content back, or start anew in "
-                "another --workdir."
+                f"it began, under the same path. Put the former content back, or {instead}."
             )
 
     def write_json(self, name: str, obj: Any) -> None:

@@ -4,6 +4,7 @@ traceback.
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -296,6 +297,11 @@ def test_the_hub_out_of_reach(refused):
     message = refused({"model.pretrained": "google-bert/bert-base-uncased"})
     assert "'google-bert/bert-base-uncased' is no folder here, not in the hub's cache" in message
     assert "hf download google-bert/bert-base-uncased" in message
+
+
+def test_a_reporter_that_is_not_installed(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install wandb" in refused({"train.report_to": "tensorboard,wandb"})
 
 
 def test_a_folder_that_is_not_there(refused):

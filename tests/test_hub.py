@@ -113,6 +113,9 @@ def test_what_is_nowhere_is_named_with_the_key_that_asks_for_it(cache, folder, k
         with pytest.raises(UserError, match=f"^{key}='{name}'.*") as error:
             open_source(model, lambda text: None)
         assert words in str(error.value)
+        with pytest.raises(UserError, match=f"^'{name}'.*") as error:
+            load_pretrained(name)
+        assert "model." not in str(error.value), "Python code has no such flags"
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,17 @@ def test_a_fine_tuned_head_is_read_and_can_be_replaced(folder):
     matched = drawn.match(checkpoint, new_head=True)
     assert {weight.hf for weight in matched.new} == head.keys()
     assert matched.unused == dict.fromkeys(head, "the old head; model.new_head is set")
+
+
+def test_other_labels_than_the_checkpoints_are_not_of_its_problem(folder, tmp_path):
+    """transformers' pipeline would answer with bare logits of what it takes for a regression."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"problem_type": "regression", "id2label": {"0": "score"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for labels, problem in {1: "regression", 3: None}.items():
+        with pytest.warns(UserWarning, match="new, initialised at random"):
+            model = load_pretrained(folder, output="classify", num_labels=labels)
+        save_pretrained(model, tmp_path / str(labels))
+        saved = json.loads((tmp_path / str(labels) / "config.json").read_text())
+        assert saved.get("problem_type") == problem
+        assert len(saved["id2label"]) == labels

@@ -22,7 +22,7 @@ from jaxft import files
 from jaxft.errors import UserError
 from jaxft.files import read_file, write_json
 from jaxft.progress import Progress
-from jaxft.report import RunLog, confusion_png, read_metrics
+from jaxft.report import RunLog, check_reporters, confusion_png, read_metrics
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -218,8 +218,8 @@ def test_tensorboard_is_written_only_when_asked_for(tmp_path):
 def test_reporting_mistakes_are_the_users(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        RunLog(tmp_path / "run", {}, ["wandb"])
-    assert not (tmp_path / "run").exists()
+        check_reporters(["wandb"])
+    check_reporters(["tensorboard"])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to the workdir"):
         RunLog(tmp_path / "file" / "run", {}, [])

@@ -115,6 +115,7 @@ def test_a_run_that_stopped_early_and_died_before_its_result_trains_no_further(
     workdir, keys = worsening
     before = json.loads((workdir / "result.json").read_text())
     (workdir / "result.json").unlink()
+    monkeypatch.setattr(Run, "compile", lambda *given: pytest.fail("nothing is left to train"))
     monkeypatch.setattr(Run, "loop", lambda *given: pytest.fail("nothing is left to train"))
     after = runs.run(workdir, keys)
     assert "Early stopping: loss has not improved for 3 evaluations" in capsys.readouterr().err

@@ -21,6 +21,7 @@ import runs
 from datasets import Dataset, DatasetDict
 from sklearn import metrics
 
+from jaxft import config as configs
 from jaxft import saving
 from jaxft.data.sources import quiet
 from jaxft.errors import NonFiniteAnswers
@@ -194,6 +195,28 @@ def test_the_split_that_is_read_is_the_same_for_runs_without_test_rows(
     for source, size in {f"--data={both}": 19, "": 21}.items():
         runs.VERBS["evaluate"].main([f"--workdir={workdir}", *filter(None, [source])])
         assert json.loads(capsys.readouterr().out)["rows"] == size
+
+
+def test_evaluate_does_not_cut_validation_anew_from_rows_that_changed(
+    finished, tmp_path, refused, capsys
+):
+    """Of other rows another part would be cut, which the run may have trained on."""
+    keys = finished.keys | {"data.validation": "none", "data.test": "none"}
+    keys["data.train"] = runs.table(tmp_path / "train.csv", runs.rows(37, 0))
+    workdir, (made, splits, _) = tmp_path / "run", runs.assembled(keys)
+    shutil.copytree(finished.workdir, workdir)
+    Workdir(str(workdir)).write_json("config.json", configs.to_dict(made.config))
+    digests = {name: split.rows.digest for name, split in splits.items()}
+    Workdir(str(workdir)).write_json("inputs.json", digests)
+    capsys.readouterr()
+    runs.VERBS["evaluate"].main([f"--workdir={workdir}"])
+    assert json.loads(capsys.readouterr().out)["rows"] == len(splits["validation"])
+    changed = runs.table(tmp_path / "train.csv", runs.rows(38, 0))
+    said = refused("evaluate", workdir=workdir)
+    assert "validation changed since it began" in said
+    assert "or give the rows to score as --data." in said
+    runs.VERBS["evaluate"].main([f"--workdir={workdir}", f"--data={changed}"])
+    assert json.loads(capsys.readouterr().out)["rows"] == 38
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
@@ -384,6 +407,10 @@ def test_an_output_that_cannot_be_written_is_said_before_the_rows_are_computed(
     for output, why in {"": "Is a directory", "file/out.jsonl": "File exists"}.items():
         message = refused("predict", *words, f"--output={tmp_path / output}")
         assert message == f"--output={tmp_path / output} cannot be written: {why}."
+    for output in ("out.csv", "out.jsonl.gz", "out.Parquet"):
+        message = refused("predict", *words, f"--output={tmp_path / output}")
+        assert "what is written is JSONL" in message
+        assert not (tmp_path / output).exists()
 
 
 def test_reading_verbs_leave_the_run_as_it_is(call, finished, tmp_path):

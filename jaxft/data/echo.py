@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxft.data.sources import JSON, content, locate, open_saved, separator
+from jaxft.data.sources import JSON, PARQUET, content, locate, open_saved, separator
 from jaxft.data.textfiles import csv_rows, decode, json_rows, spaced_rows
 from jaxft.errors import UserError
 
@@ -33,7 +33,7 @@ def read_raw(
     if files is None or files.isdir(root):
         return _cells(open_saved(files, root, path, split).with_format("arrow")[:], path)
     data, extension = content(files, root, path, None)
-    if extension == ".parquet":
+    if extension == PARQUET:
         return _cells(pq.read_table(pa.BufferReader(data)), path)
     text = decode(data, encoding, path)
     if extension in JSON:

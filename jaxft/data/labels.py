@@ -1,8 +1,10 @@
 """Reading the cells of a label column: names, their order, their weights, numbers."""
 
+import ast
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -58,9 +60,25 @@ def guess(label: Sequence[Any], separator: str | None) -> Problem:
     try:
         numbers = [float(cell) for cell in label if not _missing(cell)]
     except (TypeError, ValueError):
+        _refuse_written_lists(label)
         return "single_label_classification"
     whole = all(number.is_integer() for number in numbers)
     return "single_label_classification" if whole else "regression"
+
+
+def _refuse_written_lists(label: Sequence[Any]) -> None:
+    """Raises: UserError for lists as pandas writes them into a CSV: each would be a class."""
+    written = [cell.strip() for cell in label if isinstance(cell, str) and cell.strip()]
+    if not written or any(cell[0] != "[" or cell[-1] != "]" for cell in written):
+        return
+    with suppress(ValueError, SyntaxError):
+        ast.literal_eval(written[0])
+        raise UserError(
+            f"The labels are lists written as text, such as {written[0][:60]}. Save the rows as "
+            "JSONL or Parquet, which have lists, or join each row's labels and say how "
+            "(task.label_separator). Where that is one label's name: "
+            "task.problem_type=single_label_classification."
+        )
 
 
 def order(counts: Mapping[str, int], known: Sequence[str]) -> tuple[str, ...]:

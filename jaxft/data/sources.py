@@ -33,7 +33,8 @@ from jaxft.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 JSON = (".jsonl", ".ndjson", ".json")
-KNOWN = (*DELIMITERS, *JSON, ".parquet")
+PARQUET = ".parquet"
+KNOWN = (*DELIMITERS, *JSON, PARQUET)
 PACKED = (".gz", ".bz2", ".xz")
 FORMAT = ("data.delimiter", "data.quoting", "data.header", "data.encoding")
 """How text files are written: delimited ones have all of it, JSON the last."""
@@ -62,7 +63,7 @@ def read(
     if files is None or files.isdir(root):
         return from_saved(open_saved(files, root, path, split), wanted, path)
     data, extension = content(files, root, path, KNOWN if delimiter is None else None)
-    if extension == ".parquet":
+    if extension == PARQUET:
         return from_parquet(data, wanted, path)
     text = decode(data, encoding, path)
     if extension in JSON:
@@ -122,7 +123,7 @@ def refuse_unread(given: Mapping[str, Any], paths: Sequence[str]) -> None:
 def _format(path: str) -> Sequence[str]:
     files, root, _ = locate(path, "")
     extension = extension_of(root)
-    if files is None or files.isdir(root) or extension == ".parquet":
+    if files is None or files.isdir(root) or extension == PARQUET:
         return ()
     return FORMAT[-1:] if extension in JSON else FORMAT
 

@@ -170,11 +170,12 @@ def load_pretrained(
     Raises:
         UserError: the checkpoint is not there, not of a known family, or does not fit.
     """
-    checkpoint = pretrained.Checkpoint(hub.locate(str(name))[0])
+    checkpoint = pretrained.Checkpoint(hub.locate(str(name), None)[0])
     config = dict(checkpoint.config)
     labels = count_labels(config) if num_labels is None else num_labels
     if output is not None and labels != count_labels(config):
-        config.pop("num_labels", None)
+        for told in ("num_labels", "problem_type"):  # of the labels that were
+            config.pop(told, None)
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
     drawn = Blueprint.draw(config, output=output, num_labels=labels, compute=compute)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from jaxft.data.labels import guess, names
+from jaxft.errors import UserError
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -23,6 +24,15 @@ SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classificati
 )
 def test_what_is_missing_does_not_make_labels_a_regression(label, problem):
     assert guess(label, None) == problem
+
+
+def test_lists_that_pandas_wrote_into_a_csv_are_no_names():
+    for label in (["['a', 'b']", " ['a']", None, ""], ["[1, 2]", "[]"]):
+        with pytest.raises(UserError, match="lists written as text"):
+            guess(label, None)
+    for label in (["[spam]", "[ham]"], ["['a']", "b"], ["", None]):
+        assert guess(label, None) == SINGLE
+    assert guess(["['a']"], ", ") == MULTI
 
 
 def test_a_missing_label_has_no_name():
