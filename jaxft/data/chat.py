@@ -60,15 +60,16 @@ def render(
     """
     eos = _eos(tokenizer)
     if "text" in example:
-        text = example["text"] + eos
+        text = _unended(example["text"], eos) + eos
         return replace(_plain(text, ((0, len(text)),), tokenizer), document=True)
     if chat := _chat(example, template or tokenizer.chat_template):
         first = chat.get("asked", 0) if completion_only else 0
         return _conversation(chat, tokenizer, template, assistant_only, turns, first, where)
-    asked, answer = _parts(example)
-    text = asked + (answer or "") + eos
+    asked, said = _parts(example)
+    answer = _unended(said or "", eos)
+    text = asked + answer + eos
     start = len(asked) if completion_only else 0
-    return _plain(text, ((start, len(text)),) if (answer or "").strip() else (), tokenizer)
+    return _plain(text, ((start, len(text)),) if answer.strip() else (), tokenizer)
 
 
 def prompt(
@@ -97,6 +98,12 @@ def _eos(tokenizer: Any) -> str:
             "Set eos_token in the tokenizer_config.json of model.pretrained, e.g. to '</s>'."
         )
     return eos
+
+
+def _unended(text: str, eos: str) -> str:
+    """Without the EOS token that many data sets write behind their texts themselves."""
+    bare = text.rstrip()
+    return bare.removesuffix(eos) if bare.endswith(eos) else text
 
 
 def _plain(text: str, spans: Spans, tokenizer: Any) -> Rendered:

@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from jaxft.data.columns import dataset, parquet
+from jaxft.data.columns import dataset, objects, parquet
 from jaxft.data.sources import JSON, KNOWN, content, locate, open_saved, separator
 from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
 from jaxft.errors import UserError
@@ -114,13 +114,13 @@ def _rows(
     files, root, split = locate(source, split)
     if files is None or files.isdir(root):
         saved = open_saved(files, root, source, split)
-        return saved.column_names, list(enumerate(saved.with_format("arrow")[:].to_pylist(), 1))
+        return saved.column_names, objects(saved.with_format("arrow")[:])
     known = (*KNOWN, ".md") if delimiter is None else None
     data, extension = content(files, root, source, known)
     if extension == ".parquet":
         with parquet(data, source) as file:
             table = file.read()
-        return table.column_names, list(enumerate(table.to_pylist(), 1))
+        return table.column_names, objects(table)
     text = decode(data, encoding, source)
     if extension in JSON:
         rows = json_rows(text, source)

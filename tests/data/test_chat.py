@@ -234,6 +234,17 @@ def test_prompts_and_texts_end_with_eos_and_documents_may_be_torn():
     assert prompt(pair, tokenizer, where="").text == "Q:"
 
 
+@pytest.mark.parametrize("written", ["<eos>", "<eos>\n", " <eos>"])
+def test_an_eos_that_the_data_have_is_not_doubled(written):
+    tokenizer, blank = byte_level(), " " * written.startswith(" ")
+    pair = {"prompt": "Q:", "completion": " A" + written}
+    assert trained(pair, tokenizer) == [f" A{blank}<eos>"]
+    assert trained({"text": f"a<eos>b{written}"}, tokenizer) == [f"a<eos>b{blank}<eos>"]
+    instruction = {"instruction": "Do.", "input": "", "output": "Done." + written}
+    assert trained(instruction, tokenizer) == [f"Done.{blank}<eos>"]
+    assert trained({"prompt": "Q:", "completion": written}, tokenizer) == []
+
+
 @pytest.mark.parametrize("given", ["", " \n", "context"])
 def test_an_instruction_has_alpacas_words_only_without_a_template(given):
     example = {"instruction": "Do.", "input": given, "output": "Done."}

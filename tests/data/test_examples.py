@@ -107,6 +107,21 @@ def test_every_kind_of_source_gives_the_same_chats(write, tmp_path):
     assert [examples(path) for path in paths] == [rows] * len(paths)
 
 
+def test_tables_give_a_tool_call_no_arguments_of_other_calls(tmp_path):
+    def row(name, arguments):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        tool = {"type": "function", "function": {"name": name, "parameters": arguments}}
+        return {"messages": [HELLO[0], HELLO[1] | {"tool_calls": [call]}], "tools": [tool]}
+
+    rows = [row("add", {"a": 1, "b": [2]}), row("say", {"word": "hi"}), row("stop", {})]
+    table = Dataset.from_list(rows)
+    table.to_parquet(tmp_path / "a.parquet")
+    with quiet():
+        table.save_to_disk(tmp_path / "saved")
+    for path in tmp_path / "a.parquet", tmp_path / "saved":
+        assert examples(str(path)) == rows
+
+
 def test_sharegpt_roles_tool_calls_and_tools_take_the_form_that_templates_know(write):
     turns = [
         {"from": "system", "value": "Add."},
