@@ -1,7 +1,8 @@
 """Files, folders and hub ids -> examples to learn text from, in one of four forms.
 
 messages and tools: columns ``messages``, ``conversations`` or ``conversation``, turns with role and
-    content, or with from and value as ShareGPT has them; and, if there, ``tools`` and ``system``
+    content, or with from and value as ShareGPT has them (and a weight, 0 of answers that are read
+    and not learnt, as OpenAI has it); and, if there, ``tools`` and ``system``
 prompt and completion: columns of these names
     (strings, or lists of turns)
 instruction, input and output: columns of these names, as Alpaca has them; ``input`` may be missing;
@@ -252,12 +253,16 @@ def _turn(turn: Any, where: str, answers: bool) -> dict[str, Any]:
         also = f" (or, in ShareGPT's form, {', '.join(SHAREGPT)})" if shared else ""
         raise UserError(f"{where}: unknown role {said!r}; roles are {', '.join(ROLES)}{also}.")
     more = {} if shared else {key: cell for key, cell in turn.items() if cell is not None}
+    if (weight := turn.get("weight")) is not None:
+        if weight not in (0, 1):
+            raise UserError(f"{where}: a weight is 1, or 0 of a turn not to learn: {weight!r}.")
+        more["weight"] = weight
     if calls := more.pop("tool_calls", None):
         more["tool_calls"] = [_call(call) for call in calls]
         if None in more["tool_calls"]:
             raise UserError(f"{where}: a tool call has a name and arguments, found {calls}.")
     elif said == "function_call" and (call := _call(value)):  # else it stays as it is written
-        more, value = {"tool_calls": [call]}, ""
+        more["tool_calls"], value = [call], ""
     if isinstance(value, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in value

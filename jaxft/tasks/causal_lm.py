@@ -260,7 +260,8 @@ class Task(Base, Options):
             if answer is None or (number and answers.number(answer) is None):
                 raise UserError(
                     f"{rows.source} line {line}: task.exact_match={self.exact_match} finds no "
-                    f"{'answer' if answer is None else 'number'} in it; leave it at none."
+                    f"{'answer' if answer is None else 'number'} in it; leave it at none "
+                    "(evaluate: --exact_match=none)."
                 )
         return list(zip(self._prompts(asked, rows, tools), map(str, right), strict=True))
 

@@ -107,6 +107,15 @@ def test_every_kind_of_source_gives_the_same_chats(write, tmp_path):
     assert [examples(path) for path in paths] == [rows] * len(paths)
 
 
+def test_turns_keep_a_weight_of_0_or_1_alone(write):
+    rows = [{"conversations": [SHARED[0] | {"weight": None}, SHARED[1] | {"weight": 0}]}]
+    [found] = examples(write("a.jsonl", rows))
+    assert found["messages"] == [HELLO[0], HELLO[1] | {"weight": 0}]
+    rows[0]["conversations"][1]["weight"] = 0.5
+    with pytest.raises(UserError, match=r"line 1, turn 2: a weight is 1, or 0 .*: 0.5"):
+        examples(write("b.jsonl", rows))
+
+
 def test_tables_give_a_tool_call_no_arguments_of_other_calls(tmp_path):
     def row(name, arguments):
         call = {"type": "function", "function": {"name": name, "arguments": arguments}}
