@@ -191,6 +191,11 @@ def _parts(row: dict, names: Sequence[str], answers: bool, where: str) -> Exampl
     for name in (names[0], names[-1]):
         if answers and found[name] is None:
             raise UserError(f"{where}: no {name!r}. A row has {names[0]} and {names[-1]}.")
+    if lost := [name for name in ("system", "history") if row.get(name)]:
+        raise UserError(
+            f"{where}: {' and '.join(lost)} would be lost beside {names[0]!r}. Write such rows "
+            "as messages, or take the column out."
+        )
     called = {ALSO_CALLED.get(name, name): cell for name, cell in found.items()}
     return {
         name: cell or "" for name, cell in called.items() if cell is not None or name not in ANSWERS

@@ -107,6 +107,16 @@ def test_every_kind_of_source_gives_the_same_chats(write, tmp_path):
     assert [examples(path) for path in paths] == [rows] * len(paths)
 
 
+@pytest.mark.parametrize("more", [{"system": "Be brief."}, {"history": [["a", "b"]]}])
+def test_what_an_instruction_has_no_place_for_is_refused_and_blanks_are_not(write, more):
+    row = {"instruction": "a", "input": "", "output": "b"}
+    blank = {name: type(cell)() for name, cell in more.items()}
+    assert examples(write("a.jsonl", [row | blank])) == [row]
+    lost = rf"line 2: {next(iter(more))} would be lost beside 'instruction'"
+    with pytest.raises(UserError, match=lost):
+        examples(write("b.jsonl", [row, row | more]))
+
+
 def test_turns_keep_a_weight_of_0_or_1_alone(write):
     rows = [{"conversations": [SHARED[0] | {"weight": None}, SHARED[1] | {"weight": 0}]}]
     [found] = examples(write("a.jsonl", rows))
