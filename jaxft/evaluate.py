@@ -1,9 +1,12 @@
 """`python -m jaxft.evaluate`: scores of a run's weights on a file; one JSON object on stdout."""
 
-from jaxft import files, flags
+from dataclasses import replace
+
+from jaxft import files, flags, schema, values
 from jaxft.data.features import read_rows, read_splits
 from jaxft.data.sources import refuse_unread
-from jaxft.experiment import tokenise_splits
+from jaxft.errors import UserError
+from jaxft.experiment import Experiment, tokenise_splits
 from jaxft.processes import joined, process_index, wait_for_all
 from jaxft.scoring import Scorer
 from jaxft.trained import STEP_HELP, open_trained
@@ -20,6 +23,7 @@ def main(argv: list[str]) -> None:
         metavar="F",
         help="labelled rows; by default the run's test split, else validation",
     )
+    parser.add_argument("--exact_match", metavar="X", help="in place of the run's task.exact_match")
     parser.add_argument("--step", default="best", metavar="best|last|N", help=STEP_HELP)
     flags.add_processes(parser)
     given, overrides = parser.given(argv)
@@ -27,7 +31,8 @@ def main(argv: list[str]) -> None:
         joined(given) as say,
         open_trained(Workdir(given.workdir), given.step, say, overrides) as trained,
     ):
-        experiment, data = trained.experiment, trained.experiment.config.data
+        experiment = matching(trained.experiment, given.exact_match)
+        data = experiment.config.data
         own = ("test", data.test) if data.test else ("validation", data.validation)
         split, source = ("test", given.data) if given.data else own
         refuse_unread(overrides, [source] if source else [])
@@ -45,6 +50,26 @@ def main(argv: list[str]) -> None:
         result = {"step": trained.step, "data": rows.source, "rows": len(splits["data"]), **scores}
         if process_index() == 0:
             print(files.dumps(result))
+
+
+def matching(experiment: Experiment, word: str | None) -> Experiment:
+    """The experiment with another `task.exact_match` than the run's, if one is given.
+
+    Raises: UserError where its task has none, or not this one.
+    """
+    if word is None:
+        return experiment
+    keys = {key.name: key for key in schema.keys(experiment.module.Options)}
+    if (key := keys.get("task.exact_match")) is None:
+        raise UserError(
+            f"--exact_match={word}: the run's task is {experiment.config.task.name}, which writes "
+            "no answers; leave this away."
+        )
+    try:
+        kind = values.read(word, key.hint, key.must)
+    except ValueError as problem:
+        raise UserError(f"--exact_match={word}: {problem}") from None
+    return replace(experiment, task=replace(experiment.task, exact_match=kind))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ def test_a_run_is_opened_on_any_devices_its_weights_split_over_all(finished, tmp
 
 
 def test_evaluate_refuses_rows_it_cannot_score(refused, tmp_path):
+    assert "classify, which writes no answers" in refused("evaluate", "--exact_match=text")
     assert "no such file" in refused("evaluate", "--data=nothing.csv")
     strange = runs.table(tmp_path / "strange.csv", [("a film", "ugly")])
     assert "1 label(s) that training has not seen: 'ugly' (line 2)" in refused(

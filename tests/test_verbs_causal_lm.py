@@ -140,6 +140,17 @@ def test_evaluate_scores_the_run_and_any_file(call, finished, tmp_path):
     assert json.loads(call("evaluate", f"--data={other}"))["loss"] > 1
 
 
+def test_evaluate_scores_answers_or_not_as_it_is_told(call, refused, finished, tmp_path):
+    texts = talk.lines(tmp_path / "texts.jsonl", [{"text": "Once upon a time."}])
+    message = refused("evaluate", f"--data={texts}")
+    assert "task.exact_match=text finds no answer in it" in message
+    assert "--exact_match=none" in message
+    found = json.loads(call("evaluate", f"--data={texts}", "--exact_match=none"))
+    assert found["loss"] > 0
+    assert "exact_match" not in found
+    assert "none, number, text" in refused("evaluate", "--exact_match=letter")
+
+
 def test_rows_that_cannot_be_asked_are_refused_before_anything_is_written(tmp_path, capsys):
     data = talk.lines(tmp_path / "rows.jsonl", talk.questions())
     raw = talk.recipe(talk.folder(tmp_path), data)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxft.data.examples import Example, question
-from jaxft.data.templates import TEMPLATES, ends, mark, with_template
+from jaxft.data.templates import TEMPLATES, end_of_turn, ends, mark, with_template
 from jaxft.errors import UserError
 
 ALPACA = (
@@ -60,15 +60,16 @@ def render(
     """
     eos = _eos(tokenizer)
     if "text" in example:
-        text = example["text"] + eos
+        text = _unended(example["text"], eos) + eos
         return replace(_plain(text, ((0, len(text)),), tokenizer), document=True)
     if chat := _chat(example, template or tokenizer.chat_template):
         first = chat.get("asked", 0) if completion_only else 0
         return _conversation(chat, tokenizer, template, assistant_only, turns, first, where)
-    asked, answer = _parts(example)
-    text = asked + (answer or "") + eos
+    asked, said = _parts(example)
+    answer = _unended(said or "", eos)
+    text = asked + answer + eos
     start = len(asked) if completion_only else 0
-    return _plain(text, ((start, len(text)),) if (answer or "").strip() else (), tokenizer)
+    return _plain(text, ((start, len(text)),) if answer.strip() else (), tokenizer)
 
 
 def prompt(
@@ -97,6 +98,12 @@ def _eos(tokenizer: Any) -> str:
             "Set eos_token in the tokenizer_config.json of model.pretrained, e.g. to '</s>'."
         )
     return eos
+
+
+def _unended(text: str, eos: str) -> str:
+    """Without the EOS token that many data sets write behind their texts themselves."""
+    bare = text.rstrip()
+    return bare.removesuffix(eos) if eos and bare.endswith(eos) else text
 
 
 def _plain(text: str, spans: Spans, tokenizer: Any) -> Rendered:
@@ -140,6 +147,7 @@ def _conversation(
         for i, turn in enumerate(said.messages)
         if i >= first
         and turn["role"] == "assistant"
+        and turn.get("weight") != 0
         and (turn["content"].strip() or turn.get("tool_calls"))
     ]
     if not answers:
@@ -165,7 +173,15 @@ class _Chat:
         self.tools = chat.get("tools") or None
         self.source = self.tokenizer.get_chat_template(tools=self.tools)
         written = "tool_calls" in self.source
-        self.messages = [turn if written else _flat(turn) for turn in chat["messages"]]
+        said = [turn if written else _flat(turn) for turn in chat["messages"]]
+        self.messages = [self._open(turn) if turn["role"] == "assistant" else turn for turn in said]
+
+    def _open(self, turn: dict) -> dict:
+        """An answer without the end that its data write, since the template writes one."""
+        if not turn["content"].rstrip().endswith(ends(self.tokenizer)):
+            return turn
+        content = _unended(turn["content"], _eos(self.tokenizer))
+        return {**turn, "content": _unended(content, end_of_turn(self.tokenizer) or "")}
 
     def apply(self, messages: Sequence[dict], ask: bool = False, tools: bool = True) -> str:
         """The messages as text; `ask`: up to where an answer starts.

@@ -103,6 +103,19 @@ def parquet(data: bytes, path: str) -> Iterator[pq.ParquetFile]:
         raise UserError(f"{path} is not a whole Parquet file: {error}") from None
 
 
+def objects(table: pa.Table) -> Rows:
+    """Rows with their numbers, without nulls inside their cells: Arrow gives all objects of a
+    column the same keys, so that a tool call has every other one's arguments, as nulls.
+    """
+    return list(enumerate(map(_without_nulls, table.to_pylist()), 1))
+
+
+def _without_nulls(cell: Any) -> Any:
+    if isinstance(cell, dict):
+        return {name: _without_nulls(part) for name, part in cell.items() if part is not None}
+    return [_without_nulls(part) for part in cell] if isinstance(cell, list) else cell
+
+
 def dataset(values: Mapping[str, list], lines: Sequence[int], path: str) -> Dataset:
     """Columns, all but the label of texts, and ``line``.
 

@@ -1,7 +1,8 @@
 """Files, folders and hub ids -> examples to learn text from, in one of four forms.
 
 messages and tools: columns ``messages``, ``conversations`` or ``conversation``, turns with role and
-    content, or with from and value as ShareGPT has them; and, if there, ``tools`` and ``system``
+    content, or with from and value as ShareGPT has them (and a weight, 0 of answers that are read
+    and not learnt, as OpenAI has it); and, if there, ``tools`` and ``system``
 prompt and completion: columns of these names
     (strings, or lists of turns)
 instruction, input and output: columns of these names, as Alpaca has them; ``input`` may be missing;
@@ -18,7 +19,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from jaxft.data.columns import dataset, parquet
+from jaxft.data.columns import dataset, objects, parquet
 from jaxft.data.sources import JSON, KNOWN, content, locate, open_saved, separator
 from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
 from jaxft.errors import UserError
@@ -114,13 +115,13 @@ def _rows(
     files, root, split = locate(source, split)
     if files is None or files.isdir(root):
         saved = open_saved(files, root, source, split)
-        return saved.column_names, list(enumerate(saved.with_format("arrow")[:].to_pylist(), 1))
+        return saved.column_names, objects(saved.with_format("arrow")[:])
     known = (*KNOWN, ".md") if delimiter is None else None
     data, extension = content(files, root, source, known)
     if extension == ".parquet":
         with parquet(data, source) as file:
             table = file.read()
-        return table.column_names, list(enumerate(table.to_pylist(), 1))
+        return table.column_names, objects(table)
     text = decode(data, encoding, source)
     if extension in JSON:
         rows = json_rows(text, source)
@@ -190,6 +191,11 @@ def _parts(row: dict, names: Sequence[str], answers: bool, where: str) -> Exampl
     for name in (names[0], names[-1]):
         if answers and found[name] is None:
             raise UserError(f"{where}: no {name!r}. A row has {names[0]} and {names[-1]}.")
+    if lost := [name for name in ("system", "history") if row.get(name)]:
+        raise UserError(
+            f"{where}: {' and '.join(lost)} would be lost beside {names[0]!r}. Write such rows "
+            "as messages, or take the column out."
+        )
     called = {ALSO_CALLED.get(name, name): cell for name, cell in found.items()}
     return {
         name: cell or "" for name, cell in called.items() if cell is not None or name not in ANSWERS
@@ -252,12 +258,16 @@ def _turn(turn: Any, where: str, answers: bool) -> dict[str, Any]:
         also = f" (or, in ShareGPT's form, {', '.join(SHAREGPT)})" if shared else ""
         raise UserError(f"{where}: unknown role {said!r}; roles are {', '.join(ROLES)}{also}.")
     more = {} if shared else {key: cell for key, cell in turn.items() if cell is not None}
+    if (weight := turn.get("weight")) is not None:
+        if weight not in (0, 1):
+            raise UserError(f"{where}: a weight is 1, or 0 of a turn not to learn: {weight!r}.")
+        more["weight"] = weight
     if calls := more.pop("tool_calls", None):
         more["tool_calls"] = [_call(call) for call in calls]
         if None in more["tool_calls"]:
             raise UserError(f"{where}: a tool call has a name and arguments, found {calls}.")
     elif said == "function_call" and (call := _call(value)):  # else it stays as it is written
-        more, value = {"tool_calls": [call]}, ""
+        more["tool_calls"], value = [call], ""
     if isinstance(value, list) and all(
         isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in value

@@ -256,11 +256,11 @@ class Task(Base, Options):
         asked = [json.loads(example) for example in rows.dataset["example"][: self.generate_rows]]
         right = [answers.reference(example) for example in asked]
         for answer, line in zip(right, rows.dataset["line"], strict=False):
-            number = self.exact_match == "number"
-            if answer is None or (number and answers.number(answer) is None):
+            if answer is None or (self.exact_match == "number" and answers.number(answer) is None):
                 raise UserError(
                     f"{rows.source} line {line}: task.exact_match={self.exact_match} finds no "
-                    f"{'answer' if answer is None else 'number'} in it; leave it at none."
+                    f"{'answer' if answer is None else 'number'} in it; leave it at none "
+                    "(evaluate: --exact_match=none)."
                 )
         return list(zip(self._prompts(asked, rows, tools), map(str, right), strict=True))
 

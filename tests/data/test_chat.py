@@ -234,6 +234,34 @@ def test_prompts_and_texts_end_with_eos_and_documents_may_be_torn():
     assert prompt(pair, tokenizer, where="").text == "Q:"
 
 
+@pytest.mark.parametrize("written", ["<eos>", "<eos>\n", " <eos>"])
+def test_an_eos_that_the_data_have_is_not_doubled(written):
+    tokenizer, blank = byte_level(), " " * written.startswith(" ")
+    pair = {"prompt": "Q:", "completion": " A" + written}
+    assert trained(pair, tokenizer) == [f" A{blank}<eos>"]
+    assert trained({"text": f"a<eos>b{written}"}, tokenizer) == [f"a<eos>b{blank}<eos>"]
+    instruction = {"instruction": "Do.", "input": "", "output": "Done." + written}
+    assert trained(instruction, tokenizer) == [f"Done.{blank}<eos>"]
+    assert trained({"prompt": "Q:", "completion": written}, tokenizer) == []
+
+
+@pytest.mark.parametrize("written", ["</s>", "<|im_end|>", "<|im_end|>\n"])
+def test_the_end_of_a_turn_that_the_data_have_is_not_doubled(written):
+    chat = {"messages": [user("a" + written), answer("b" + written), user("c"), answer("<tag>")]}
+    tokenizer = templated(TEMPLATES["chatml"], *CHATML, "<tag>")
+    assert trained(chat, tokenizer) == ["b<|im_end|>", "<tag><|im_end|>"]
+    assert f"a{written}<|im_end|>" in render(chat, tokenizer, where="").text
+
+
+@pytest.mark.parametrize(("turns", "learnt"), [("all", ["A", "D"]), ("last", ["D"])])
+def test_an_answer_of_weight_0_is_read_and_not_learnt(turns, learnt):
+    told = [answer("A", weight=1), user("?"), answer("B", weight=0), user("?"), answer("D")]
+    tokenizer = templated(TEMPLATES["chatml"], *CHATML)
+    chat = {"messages": [user("hi"), *told, user("?"), answer("E", weight=0.0)]}
+    assert trained(chat, tokenizer, turns=turns) == [f"{said}<|im_end|>" for said in learnt]
+    assert all(f"assistant\n{said}" in render(chat, tokenizer, where="").text for said in "ABDE")
+
+
 @pytest.mark.parametrize("given", ["", " \n", "context"])
 def test_an_instruction_has_alpacas_words_only_without_a_template(given):
     example = {"instruction": "Do.", "input": given, "output": "Done."}

@@ -107,6 +107,40 @@ def test_every_kind_of_source_gives_the_same_chats(write, tmp_path):
     assert [examples(path) for path in paths] == [rows] * len(paths)
 
 
+@pytest.mark.parametrize("more", [{"system": "Be brief."}, {"history": [["a", "b"]]}])
+def test_what_an_instruction_has_no_place_for_is_refused_and_blanks_are_not(write, more):
+    row = {"instruction": "a", "input": "", "output": "b"}
+    blank = {name: type(cell)() for name, cell in more.items()}
+    assert examples(write("a.jsonl", [row | blank])) == [row]
+    lost = rf"line 2: {next(iter(more))} would be lost beside 'instruction'"
+    with pytest.raises(UserError, match=lost):
+        examples(write("b.jsonl", [row, row | more]))
+
+
+def test_turns_keep_a_weight_of_0_or_1_alone(write):
+    rows = [{"conversations": [SHARED[0] | {"weight": None}, SHARED[1] | {"weight": 0}]}]
+    [found] = examples(write("a.jsonl", rows))
+    assert found["messages"] == [HELLO[0], HELLO[1] | {"weight": 0}]
+    rows[0]["conversations"][1]["weight"] = 0.5
+    with pytest.raises(UserError, match=r"line 1, turn 2: a weight is 1, or 0 .*: 0.5"):
+        examples(write("b.jsonl", rows))
+
+
+def test_tables_give_a_tool_call_no_arguments_of_other_calls(tmp_path):
+    def row(name, arguments):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        tool = {"type": "function", "function": {"name": name, "parameters": arguments}}
+        return {"messages": [HELLO[0], HELLO[1] | {"tool_calls": [call]}], "tools": [tool]}
+
+    rows = [row("add", {"a": 1, "b": [2]}), row("say", {"word": "hi"}), row("stop", {})]
+    table = Dataset.from_list(rows)
+    table.to_parquet(tmp_path / "a.parquet")
+    with quiet():
+        table.save_to_disk(tmp_path / "saved")
+    for path in tmp_path / "a.parquet", tmp_path / "saved":
+        assert examples(str(path)) == rows
+
+
 def test_sharegpt_roles_tool_calls_and_tools_take_the_form_that_templates_know(write):
     turns = [
         {"from": "system", "value": "Add."},
