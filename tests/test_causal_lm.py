@@ -414,6 +414,28 @@ def test_added_tokens_that_are_learnt_are_said():
     assert task.generated(task.wanted(rows, Tools()), Tools()) == {"exact_match": 1.0}
 
 
+def test_an_answer_that_the_data_end_themselves_is_right_without_its_end():
+    class Tools:
+        tokenizer, positions = byte_tokenizer(), 60
+
+        def generate(self, prompts: list, stop: tuple, sampling: Sampling) -> list[list[int]]:
+            return [tokenizer("two")["input_ids"] for _ in prompts]
+
+    rows = [
+        {"prompt": "1 + 1: ", "completion": f"two{tokenizer.eos_token}\n"},
+        {
+            "messages": [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": "two" + END},
+            ]
+        },
+    ]
+    task = Task(exact_match="text", max_new_tokens=8)
+    for row in rows:
+        split = Rows("rows.jsonl", as_read([row]), "")
+        assert task.generated(task.wanted(split, Tools()), Tools()) == {"exact_match": 1.0}
+
+
 def test_pitfall_27_another_chat_template_makes_other_tokens(tmp_path):
     """Of a tokenizer that is the same but for it, in the same cache."""
     data = talk.lines(tmp_path / "rows.jsonl", talk.chats())

@@ -106,6 +106,13 @@ def _unended(text: str, eos: str) -> str:
     return bare.removesuffix(eos) if eos and bare.endswith(eos) else text
 
 
+def unended(answer: str, tokenizer: Any) -> str:
+    """Without the ends of an answer that the data write themselves."""
+    if not answer.rstrip().endswith(ends(tokenizer)):
+        return answer
+    return _unended(_unended(answer, _eos(tokenizer)), end_of_turn(tokenizer) or "")
+
+
 def _plain(text: str, spans: Spans, tokenizer: Any) -> Rendered:
     bos = tokenizer.special_tokens_map.get("bos_token")
     return Rendered(text, spans, special=not (bos and text.startswith(bos)))
@@ -177,11 +184,8 @@ class _Chat:
         self.messages = [self._open(turn) if turn["role"] == "assistant" else turn for turn in said]
 
     def _open(self, turn: dict) -> dict:
-        """An answer without the end that its data write, since the template writes one."""
-        if not turn["content"].rstrip().endswith(ends(self.tokenizer)):
-            return turn
-        content = _unended(turn["content"], _eos(self.tokenizer))
-        return {**turn, "content": _unended(content, end_of_turn(self.tokenizer) or "")}
+        """An answer whose end is the template's alone."""
+        return {**turn, "content": unended(turn["content"], self.tokenizer)}
 
     def apply(self, messages: Sequence[dict], ask: bool = False, tools: bool = True) -> str:
         """The messages as text; `ask`: up to where an answer starts.

@@ -262,7 +262,8 @@ class Task(Base, Options):
                     f"{'answer' if answer is None else 'number'} in it; leave it at none "
                     "(evaluate: --exact_match=none)."
                 )
-        return list(zip(self._prompts(asked, rows, tools), map(str, right), strict=True))
+        bare = [chat.unended(str(answer), tools.tokenizer) for answer in right]
+        return list(zip(self._prompts(asked, rows, tools), bare, strict=True))
 
     def compile(self, wanted: Sequence[tuple[list[int], str]], tools: Any) -> None:
         if wanted:
