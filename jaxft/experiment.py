@@ -72,7 +72,7 @@ class Experiment:
         if self.memory_kind is None:
             # A CPU's compiler would copy the moments to undo an update; a GPU waits for a branch.
             on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-            return OnDevice(self.drawn.weights, branches=on_cpu)
+            return OnDevice(self.drawn.weights, self.places.near, branches=on_cpu)
         return OnHost(self.drawn.weights, self.places.near, self.drawn.compute.dtype)
 
     @property

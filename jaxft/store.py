@@ -44,6 +44,8 @@ class OnDevice:
     """All in the devices' memory, updated at once."""
 
     weights: Mapping[Path, Weight]
+    places: Mapping[Path, NamedSharding]
+    """How the weights lie, which may be updated in parts."""
     branches: bool = False
     """Whether an update that is not accepted is left out, not undone."""
 
@@ -56,7 +58,11 @@ class OnDevice:
     def update(self, update: Update, moved: Moved, grads: Tree, accepted: jax.Array) -> Moved:
         if self.branches:
             return lax.cond(accepted, update, lambda moved, _: moved, moved, grads)
-        return _where(accepted, update(moved, grads), moved)
+        params, opt_state = update(moved, grads)
+        # Parts are gathered before the choice: the TPU's compiler copies a weight before and after
+        # a gather into its place, and chooses in place.
+        params = jax.tree.map(lax.with_sharding_constraint, params, unflatten(self.places))
+        return _where(accepted, (params, opt_state), moved)
 
 
 @dataclass(frozen=True, eq=False)

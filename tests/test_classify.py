@@ -154,7 +154,7 @@ def test_a_batch_of_weightless_rows_changes_nothing_and_stops_nothing():
             gradients={"logits": place},
             seed=0,
             micro_batches=1,
-            store=OnDevice({}),
+            store=OnDevice({}, {("logits",): place}),
         )
 
     state, metrics = update(0)

@@ -30,6 +30,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full, inputs on the host": FULL | {"model.kept_activations": {"block_input": "host"}},
     "offload": FULL | {"optim.offload": True},
 }
+WIDE = TINY | {"hidden_size": 512, "intermediate_size": 32768, "num_hidden_layers": 2}
+"""Of weights that do not fit in a core's 128 MB."""
 COMPILE = """
 import json, sys
 from dataclasses import asdict
@@ -37,7 +39,7 @@ from jaxft import config as configs, tasks
 from jaxft.planning import places
 from jaxft.planning.compiling import compile_update
 from jaxft.planning.sketch import sketch
-place = places.find("v5p:1x1x1")
+place = places.find(sys.argv[2])
 for name, raw in json.loads(sys.argv[1]).items():
     made = sketch(configs.from_dict(raw, tasks.options), place.devices, print, examples=1000)
     print(json.dumps([name, asdict(compile_update(made))]), flush=True)
@@ -52,10 +54,16 @@ BFLOAT16, FLOAT32 = 2, 4
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, int]]:
     """Of each case the compiler's figures, for a small Llama on one chip."""
-    raw = {}
-    for name, keys in CASES.items():
+    return compiled({name: {"model.config": TINY} | keys for name, keys in CASES.items()})
+
+
+def compiled(
+    cases: dict[str, dict[str, Any]], topology: str = "v5p:1x1x1"
+) -> dict[str, dict[str, int]]:
+    """The compiler's figures by the case's name."""
+    raw: dict[str, dict[str, Any]] = {}
+    for name, keys in cases.items():
         raw[name] = {
-            "model": {"config": TINY},
             "task": {"name": "causal_lm"},
             "data": {"train": "none of it is read", "max_length": LENGTH},
             "train": {"batch_size": ROWS},
@@ -63,7 +71,7 @@ def found() -> dict[str, dict[str, int]]:
         for key, value in keys.items():
             section, _, field = key.partition(".")
             raw[name].setdefault(section, {})[field] = value
-    printed = tpu.compiled(COMPILE, json.dumps(raw))
+    printed = tpu.compiled(COMPILE, json.dumps(raw), topology)
     return dict(json.loads(line) for line in printed.splitlines())
 
 
@@ -112,3 +120,14 @@ def test_a_kept_activation_takes_its_place_where_it_is_kept(found):
     assert full["temporaries_bytes"] - host["temporaries_bytes"] > 0.6 * stack
     assert host["host_temporaries_bytes"] == pytest.approx(stack, rel=0.01)
     assert full["host_temporaries_bytes"] == 0
+
+
+def test_weights_that_stay_whole_are_not_copied_to_be_updated():
+    keys = FULL | {"model.config": WIDE, "mesh.fsdp": 4, "mesh.zero_stage": 2}
+    found = compiled({"whole": keys}, "v5e:2x2")["whole"]
+    matrix = WIDE["num_hidden_layers"] * WIDE["hidden_size"] * WIDE["intermediate_size"]
+    weights = 3 * matrix
+    # The computation's copy and the parts of gradients; then each gathered change by itself.
+    expected = BFLOAT16 * weights + FLOAT32 * weights / 4
+    assert found["temporaries_bytes"] < expected + 1.5 * FLOAT32 * matrix
+    assert found["copied_bytes"] < 1e5

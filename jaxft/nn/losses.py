@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxft.nn.partition import FSDP, ROWS, SEQUENCE, shards
+from jaxft.nn.partition import FSDP, ROWS, SEQUENCE, WIDTH, shards
 from jaxft.nn.products import kernel_gradient, product, rounded
 
 LOGITS_BYTES = 2**28
@@ -104,7 +104,14 @@ def _summed(loss: jax.Array, d_head_DV: jax.Array, *, split: bool) -> tuple[jax.
         return loss, d_head_DV
     others = [axis for axis in _TOKENS if axis != FSDP or not split]
     if split:
-        d_head_DV = lax.psum_scatter(d_head_DV, FSDP, scatter_dimension=0, tiled=True)
+        scatter = partial(lax.psum_scatter, axis_name=FSDP, scatter_dimension=0, tiled=True)
+        if d_head_DV.shape[1] % shards(WIDTH) == 0:
+            # Of an axis left to the compiler, it would gather what is to be scattered.
+            words = P(None, WIDTH)
+            scatter = jax.shard_map(
+                scatter, in_specs=words, out_specs=words, axis_names={WIDTH}, check_vma=False
+            )
+        d_head_DV = scatter(d_head_DV)
     return lax.psum(loss, _TOKENS), lax.psum(d_head_DV, others)
 
 

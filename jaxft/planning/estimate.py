@@ -244,8 +244,6 @@ class Estimator:
         for head in self._heads:
             gradient = head.size * 4 / mesh["tensor"]  # of all this device's tokens
             loss += gradient + LOGITS_COPIES * self._logits(sketch, head, _rows(sketch))
-            if mesh["fsdp"] > 1 and mesh["tensor"] > 1:
-                loss += head.size * 4  # gathered over `tensor` before fsdp splits it
             # Nothing waits for it: the TPU's compiler splits it over fsdp after the layers.
             layers += gradient * (1 - 1 / mesh["fsdp"])
         return {"loss": loss, "layers": layers}
