@@ -52,14 +52,24 @@ def train(assembled, hurry):
     """A few updates with dropout; the case's name, then where weights and moments are."""
 
     @cache
-    def run(case: str, offload: bool, micro_batches: int = 1, **mesh: int) -> Trained:
+    def run(
+        case: str,
+        offload: bool,
+        micro_batches: int = 1,
+        zero_stage: int = 3,
+        undoes: bool = False,
+        **mesh: int,
+    ) -> Trained:
         experiment, splits, matched = assembled
         experiment = replace(experiment, drawn=experiment.rolled)
         optim = replace(experiment.config.optim, offload=offload, **CASES[case])
         train = replace(experiment.config.train, gradient_accumulation_steps=micro_batches)
-        config = replace(experiment.config, optim=optim, train=train)
+        given = replace(experiment.config.mesh, zero_stage=zero_stage)
+        config = replace(experiment.config, optim=optim, train=train, mesh=given)
         devices = jax.devices()[: mesh.get("fsdp", 1) * mesh.get("tensor", 1)]
         experiment = replace(experiment, config=config, mesh=make_mesh({"data": 1} | mesh, devices))
+        if undoes:
+            vars(experiment)["store"] = replace(experiment.store, branches=False)
         optimizer = experiment.optimizer(UPDATES)
         state = experiment.initial_state(optimizer, matched)
         plan = Plan(splits["train"].lengths, runs.BATCH, runs.LENGTH, 0, row_unit=2)
@@ -136,6 +146,20 @@ def test_weights_and_moments_in_host_memory_are_trained_as_on_the_device(
         else:
             assert_same(there, here, **SAME)
     assert_same(host.refused, host.states[-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "zero_stage": 2}],
+    ids=str,
+)
+def test_an_update_that_is_undone_is_one_that_was_left_out(train, how):
+    """As on TPUs and GPUs, and as on CPUs."""
+    left_out, undone = (train("adamw", False, undoes=undoes, **how) for undoes in (False, True))
+    for one, other in zip(undone.states, left_out.states, strict=True):
+        assert_same(one, other, **SAME)
+    for trained in (left_out, undone):
+        assert_same(trained.refused, trained.states[-1], rtol=0, atol=0)
 
 
 def test_a_run_in_host_memory_stops_and_goes_on_bit_by_bit_and_equals_the_device_s(

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxft.nn import losses
+from jaxft.planning.collectives import collectives
 from jaxft.sharding import ROWS, make_mesh
 
 SAME = 2e-6
@@ -226,6 +227,30 @@ def test_scores_are_each_tokens_loss_and_whether_it_is_the_likeliest(chunks, mes
     np.testing.assert_allclose(nll_BL, expected, atol=SAME * float(expected.max()))
     np.testing.assert_array_equal(hit_BL, (logits.argmax(-1) == likely) * weights)
     assert 0 < np.sum(hit_BL) < weights.sum()
+
+
+def test_the_heads_gradient_is_split_over_fsdp_without_being_gathered_over_tensor():
+    """As the compiler plans it; left to it, the scatter would take the whole vocabulary."""
+    width, vocabulary = 64, 1024
+    made = make_mesh({"data": 1, "fsdp": 4, "tensor": 2}, jax.devices()[:8])
+    split = P("fsdp", "tensor")
+    shapes = [((B, L, width), "float32"), ((width, vocabulary), "float32")]
+    shapes += [((B, L), "int32"), ((B, L), "float32")]
+    given = [
+        jax.ShapeDtypeStruct(*shape, sharding=NamedSharding(made, place))
+        for shape, place in zip(shapes, [ROWS, split, ROWS, ROWS], strict=True)
+    ]
+
+    def gradient(*arrays: jax.Array) -> jax.Array:
+        return lax.with_sharding_constraint(jax.grad(losses.vocabulary_loss, 1)(*arrays), split)
+
+    with jax.set_mesh(made):
+        found = collectives(jax.jit(gradient).lower(*given).compile().as_text())
+    gathered = [one for one in found if one.kind == "all-gather"]
+    # The head goes forward: from fsdp's four parts, in the two of tensor.
+    assert [(one.devices, one.bytes) for one in gathered if one.bytes >= 4 * width * 128] == [
+        (4, 4 * width * vocabulary // 2)
+    ]
 
 
 @pytest.mark.parametrize("rows", [1, 8], ids=["one row", "eight rows on eight devices"])
