@@ -74,8 +74,12 @@ def line(when: str, folder: str, held_out: Rows, loss: str = "") -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def fine_tune(given: argparse.Namespace, folder: Path, parts: dict[str, Rows]) -> str:
-    """Trains, and exports to a folder. Raises RuntimeError with the last lines."""
+def fine_tune(
+    given: argparse.Namespace, seed: int, folder: Path, parts: dict[str, Rows]
+) -> tuple[str, str]:
+    """Trains and exports; the export's folder and the held-out loss. Raises RuntimeError with the
+    last lines.
+    """
     paths = {name: folder / f"{name}.jsonl" for name in parts}
     for name, rows in parts.items():
         paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -89,6 +93,7 @@ def fine_tune(given: argparse.Namespace, folder: Path, parts: dict[str, Rows]) -
         "optim.learning_rate": given.learning_rate,
         "train.num_train_epochs": given.epochs,
         "train.batch_size": given.batch_size,
+        "seed": seed,
     }
     run, exported = folder / "run", folder / "exported"
     export = [sys.executable, "-m", "jaxft.export", f"--workdir={run}", f"--output={exported}"]
@@ -96,7 +101,8 @@ def fine_tune(given: argparse.Namespace, folder: Path, parts: dict[str, Rows]) -
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-    return str(exported)
+    result = json.loads((run / "result.json").read_text())
+    return str(exported), f"{result['validation']['loss']:.2f}"
 
 
 def main() -> None:
@@ -107,6 +113,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1, help="runs")
     parser.add_argument("--output", help="Markdown file for the table")
     given = parser.parse_args()
     tokenizer = load_tokenizer(Path(given.model))
@@ -115,14 +122,13 @@ def main() -> None:
         rows, count = short(SHARED_DATA / name, tokenizer), round(HELD_OUT * weight)
         parts["held_out"] += rows[:count]
         parts[Path(name).stem] = rows[count : count + given.rows]
-    with tempfile.TemporaryDirectory() as temporary:
-        lines = [line("before", given.model, parts["held_out"])]
-        began_s = time.perf_counter()
-        exported = fine_tune(given, Path(temporary), parts)
-        result = json.loads(Path(temporary, "run", "result.json").read_text())
-        loss = f"{result['validation']['loss']:.2f}"
-        lines.append(line("after", exported, parts["held_out"], loss))
-        took_s = time.perf_counter() - began_s
+    lines = [line("before", given.model, parts["held_out"])]
+    began_s = time.perf_counter()
+    for seed in range(given.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            exported, loss = fine_tune(given, seed, Path(folder), parts)
+            lines.append(line(f"after, seed {seed}", exported, parts["held_out"], loss))
+    took_s = time.perf_counter() - began_s
     counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
     command = " ".join(["python benchmarks/learns_to_stop.py", *sys.argv[1:]])
     table = [
