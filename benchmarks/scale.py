@@ -134,7 +134,8 @@ def lines() -> Iterator[str]:
     yield ""
     yield (
         "Kind, how often, GB a chip sends in an update. Outside of the loops stand word vectors "
-        "and head with their gradients (of Llama-3-8B 1.05 B weights). Where a gather or a "
+        "and head with their gradients (of Llama-3-8B 1.05 B weights), and what the compiler takes "
+        "out of them to overlap it, one layer's at most. Where a gather or a "
         "scattered sum runs over all chips of v5e:4x4, v5p:2x2x4 or v5p:4x4x4, the compiler may "
         "make an all-reduce of it, even of an explicit `psum_scatter`: twice the bytes, over every "
         "link of the torus at once. Row 12 splits weights over two of a cube's three dimensions."
