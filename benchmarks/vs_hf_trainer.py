@@ -193,7 +193,7 @@ def arguments() -> argparse.Namespace:
     add("--learning-rate", type=float, help="5e-5, or 5e-4 for causal_lm")
     add("--schedule", default="linear", choices=["linear", "cosine"])
     add("--seeds", type=int, help="one repeat each; 3, or 2 for causal_lm")
-    add("--hf-bf16", action="store_true", help="HF in bfloat16 as well, which is slow on CPU")
+    add("--hf-bf16", action="store_true", help="HF in bfloat16 as well")
     add("--only", default="", help="sides whose name ends so, such as bf16")
     add("--max-steps", type=int, help="updates instead of epochs, for a quick try")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
