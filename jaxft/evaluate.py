@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-from jaxft import files, flags, schema, values
+from jaxft import files, flags
 from jaxft.data.features import read_rows, read_splits
 from jaxft.data.sources import refuse_unread
-from jaxft.errors import UserError
-from jaxft.experiment import Experiment, tokenise_splits
+from jaxft.experiment import tokenise_splits
 from jaxft.processes import joined, process_index, wait_for_all
 from jaxft.scoring import Scorer
-from jaxft.trained import STEP_HELP, open_trained
+from jaxft.trained import STEP_HELP, in_place_of_keys, open_trained
 from jaxft.workdir import Workdir
 
 LABELLED = (*flags.READING, "label_column", "max_dropped", "cache_dir")
@@ -31,7 +30,9 @@ def main(argv: list[str]) -> None:
         joined(given) as say,
         open_trained(Workdir(given.workdir), given.step, say, overrides) as trained,
     ):
-        experiment = matching(trained.experiment, given.exact_match)
+        words = {} if given.exact_match is None else {"exact_match": given.exact_match}
+        told = in_place_of_keys(trained.experiment, words, words)
+        experiment = replace(trained.experiment, task=replace(trained.experiment.task, **told))
         data = experiment.config.data
         own = ("test", data.test) if data.test else ("validation", data.validation)
         split, source = ("test", given.data) if given.data else own
@@ -50,26 +51,6 @@ def main(argv: list[str]) -> None:
         result = {"step": trained.step, "data": rows.source, "rows": len(splits["data"]), **scores}
         if process_index() == 0:
             print(files.dumps(result))
-
-
-def matching(experiment: Experiment, word: str | None) -> Experiment:
-    """The experiment with another `task.exact_match` than the run's, if one is given.
-
-    Raises: UserError where its task has none, or not this one.
-    """
-    if word is None:
-        return experiment
-    keys = {key.name: key for key in schema.keys(experiment.module.Options)}
-    if (key := keys.get("task.exact_match")) is None:
-        raise UserError(
-            f"--exact_match={word}: the run's task is {experiment.config.task.name}, which writes "
-            "no answers; leave this away."
-        )
-    try:
-        kind = values.read(word, key.hint, key.must)
-    except ValueError as problem:
-        raise UserError(f"--exact_match={word}: {problem}") from None
-    return replace(experiment, task=replace(experiment.task, exact_match=kind))
 
 
 if __name__ == "__main__":

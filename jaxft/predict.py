@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxft import files, flags, schema, values
+from jaxft import files, flags
 from jaxft.data.echo import read_raw
 from jaxft.data.features import Rows
 from jaxft.data.sources import DELIMITERS, PACKED, PARQUET, refuse_unread
@@ -24,7 +24,7 @@ from jaxft.generate import Sampling
 from jaxft.processes import joined, process_count, process_index
 from jaxft.scoring import Tools
 from jaxft.stderr import Say
-from jaxft.trained import STEP_HELP, Trained, open_trained
+from jaxft.trained import STEP_HELP, Trained, in_place_of_keys, open_trained
 from jaxft.workdir import Workdir
 
 OURS = "model_"
@@ -80,18 +80,7 @@ def sampled(experiment: Experiment, words: Mapping[str, str]) -> tuple[Experimen
     Raises:
         UserError: its task writes no answers, or a value is not allowed or not read.
     """
-    keys = {key.name.removeprefix("task."): key for key in schema.keys(experiment.module.Options)}
-    if words and not SAMPLING.keys() <= keys.keys():
-        raise UserError(
-            f"{', '.join(f'--{name}' for name in words)}: the run's task is "
-            f"{experiment.config.task.name}, which writes no answers; leave this away."
-        )
-    read: dict[str, Any] = {}
-    for name, word in words.items():
-        try:
-            read[name] = values.read(word, keys[name].hint, keys[name].must)
-        except ValueError as problem:
-            raise UserError(f"--{name}={word}: {problem}") from None
+    read = in_place_of_keys(experiment, words, SAMPLING)
     seed = read.pop("seed", Sampling().seed)
     task = replace(experiment.task, **read)
     if words and task.temperature == 0 and (unread := [f"--{name}" for name in DRAWING & {*words}]):

@@ -1,10 +1,11 @@
 """The weights of a run, opened for use: what evaluate, predict and export have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jaxft import schema, values
 from jaxft.compilation import keep_compiled
 from jaxft.errors import UserError
 from jaxft.experiment import Experiment, reopen
@@ -48,6 +49,29 @@ def open_trained(
         yield Trained(experiment, restored.params, chosen, workdir)
     finally:
         checkpoints.close()
+
+
+def in_place_of_keys(
+    experiment: Experiment, words: Mapping[str, str], needed: Collection[str]
+) -> dict[str, Any]:
+    """The values of flags that stand in for keys of the run's task, by the keys' names.
+
+    Raises:
+        UserError: the task has not all that is `needed`, or a value is not allowed.
+    """
+    keys = {key.name.removeprefix("task."): key for key in schema.keys(experiment.module.Options)}
+    if words and not set(needed) <= keys.keys():
+        raise UserError(
+            f"{', '.join(f'--{name}' for name in words)}: the run's task is "
+            f"{experiment.config.task.name}, which writes no answers; leave this away."
+        )
+    read: dict[str, Any] = {}
+    for name, word in words.items():
+        try:
+            read[name] = values.read(word, keys[name].hint, keys[name].must)
+        except ValueError as problem:
+            raise UserError(f"--{name}={word}: {problem}") from None
+    return read
 
 
 def _choose(step: str, steps: list[int], best: int | None, workdir: Workdir) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 from datasets import Dataset
 
 from jaxft.data.columns import dataset, objects, parquet
-from jaxft.data.sources import JSON, KNOWN, content, locate, open_saved, separator
+from jaxft.data.sources import JSON, KNOWN, PARQUET, content, locate, open_saved, separator
 from jaxft.data.textfiles import Rows, csv_rows, decode, json_rows
 from jaxft.errors import UserError
 
@@ -118,7 +118,7 @@ def _rows(
         return saved.column_names, objects(saved.with_format("arrow")[:])
     known = (*KNOWN, ".md") if delimiter is None else None
     data, extension = content(files, root, source, known)
-    if extension == ".parquet":
+    if extension == PARQUET:
         with parquet(data, source) as file:
             table = file.read()
         return table.column_names, objects(table)
